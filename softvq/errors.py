@@ -1,0 +1,8 @@
+"""The one exception that reaches a user as a single line, without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the cause and the mend.
+
+    The command line prints it as one line and exits with code 2.
+    """

@@ -1,0 +1,1 @@
+"""Generators on tokens: networks, paths, samplers and guidance."""

@@ -1,0 +1,3 @@
+from softvq.train.loop import Task, train
+
+__all__ = ["Task", "train"]

@@ -1,0 +1,273 @@
+"""The one training loop. It knows nothing of images; its clock is images seen.
+
+Every random draw of a step is a function of (seed, images seen), and so are the batch and the
+learning rate. A run that was killed therefore goes on exactly where its last checkpoint stood.
+"""
+
+import copy
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from softvq.errors import UserError
+from softvq.io import write_atomically
+from softvq.recipe import TrainConfig
+from softvq.train.checkpoint import (
+    load_newest,
+    optimizer_tensors,
+    restore_optimizers,
+    save_checkpoint,
+)
+
+
+class Task(Protocol):
+    """What is trained. ``model`` is an nn.Module; the loop owns everything else."""
+
+    model: nn.Module
+
+    def batches(self, start: int, rank: int, world: int) -> Iterable[Any]:
+        """Batches from image ``start`` on; this rank's slice of each."""
+        ...
+
+    def loss(self, net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and named scalars for the log. ``net`` is the model, possibly wrapped."""
+        ...
+
+    def evaluate(self, model: nn.Module, folder: Path, seen: int) -> dict[str, float]:
+        """Metrics of the averaged weights; may write pictures into ``folder``."""
+        ...
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the averaged model, ready for use."""
+        ...
+
+
+def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW on everything, or Muon on the matrices of attention and MLP and AdamW on the rest.
+
+    Weight decay never touches vectors.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [
+        p
+        for name, p in named
+        if config.optimizer == "muon"
+        and p.ndim == 2
+        and "blocks." in name
+        and (".attn." in name or ".mlp." in name)
+    ]
+    chosen = {id(p) for p in hidden}
+    rest = [p for _, p in named if id(p) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
+    ]
+    if hidden:
+        found.append(
+            torch.optim.Muon(
+                hidden, lr=config.muon_lr, momentum=0.95, weight_decay=config.weight_decay
+            )
+        )
+    return found
+
+
+def rate(config: TrainConfig, seen: int) -> float:
+    """Learning rate at ``seen`` images as a share of its peak."""
+    if seen < config.warmup:
+        return (seen + config.batch) / (config.warmup + config.batch)
+    done = min(1.0, (seen - config.warmup) / max(1, config.images - config.warmup))
+    fall = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.final_lr + (1 - config.final_lr) * fall
+
+
+def resolve_precision(precision: str) -> str:
+    """``auto`` becomes bf16 where the hardware multiplies it natively, else no."""
+    if precision not in ("auto", "bf16", "no"):
+        raise UserError(f"train.precision '{precision}' is none of auto, bf16, no")
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+@torch.no_grad()
+def average(ema: nn.Module, model: nn.Module, keep: float) -> None:
+    """ema <- keep x ema + (1 - keep) x model; buffers are copied."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - keep)
+    for kept, new in zip(ema.buffers(), model.buffers(), strict=True):
+        kept.copy_(new)
+
+
+class Journal:
+    """Metrics as JSON lines and TensorBoard curves; on resume, lines after the checkpoint go."""
+
+    def __init__(self, folder: Path, seen: int):
+        self.path = folder / "metrics.jsonl"
+        if self.path.is_file():
+            lines = []
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["seen"] <= seen:
+                        lines.append(line)
+                except ValueError:  # the line that a kill cut short
+                    continue
+            write_atomically(self.path, "".join(line + "\n" for line in lines))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=seen)
+
+    def write(self, seen: int, values: dict[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"seen": seen} | values) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, seen)
+        self.board.flush()
+
+
+def claim(folder: Path, recipe: str) -> None:
+    """Write the recipe into a new run's folder, or check that the run there has the same one."""
+    path = folder / "recipe.yaml"
+    if path.is_file() and (old := path.read_text(encoding="utf-8")) != recipe:
+        changed = set(recipe.splitlines()) ^ set(old.splitlines())
+        raise UserError(
+            f"{folder} holds a run with another recipe ({'; '.join(sorted(s.strip() for s in changed))}); "
+            "repeat its recipe to go on with it, or choose another --out"
+        )
+    write_atomically(path, recipe)
+
+
+def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
+    """Train until ``config.images`` images were seen, or go on where a stopped run left off.
+
+    Writes into ``folder``: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, pictures/ and
+    the exported model. Returns False if it was stopped by Ctrl-C or SIGTERM (a checkpoint is
+    written first). Raises UserError if the loss or a gradient stops being finite.
+    """
+    claim(folder, recipe)
+    accelerator = Accelerator()
+    autocast = torch.autocast(
+        accelerator.device.type, torch.bfloat16, resolve_precision(config.precision) == "bf16"
+    )
+    seed = config.seed * 1_000_003
+    model = task.model.to(accelerator.device)
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    opts = optimizers(model, config)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    seen, state, complaints = load_newest(checkpoints)
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    if state:
+        for name, part in (("model.", model), ("ema.", ema)):
+            part.load_state_dict(
+                {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+            )
+        restore_optimizers(opts, state)
+        accelerator.print(f"resuming at {seen:,} of {config.images:,} images", file=sys.stderr)
+    net = accelerator.prepare_model(model)
+    if config.compile:
+        net = torch.compile(net)
+    main = accelerator.is_main_process
+    journal = Journal(folder, seen) if main else None
+
+    def save() -> None:
+        if main:
+            tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+            tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+            save_checkpoint(checkpoints, seen, tensors | optimizer_tensors(opts))
+
+    def evaluate() -> None:
+        if main:
+            pictures = folder / "pictures"
+            pictures.mkdir(exist_ok=True)
+            journal.write(seen, task.evaluate(ema, pictures, seen))
+            task.export(ema, folder)
+        accelerator.wait_for_everyone()
+
+    stopping = False
+
+    def stop(signum: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old_handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    sums: dict[str, float] = {}
+    steps, started = 0, time.perf_counter()
+    bar = tqdm(
+        total=config.images, initial=seen, unit="img", unit_scale=True, disable=not main,
+        mininterval=1 if sys.stderr.isatty() else 30, smoothing=0.05, desc=type(task).__name__,
+    )  # fmt: skip
+    try:
+        for batch in task.batches(seen, accelerator.process_index, accelerator.num_processes):
+            set_seed(seed + seen * accelerator.num_processes + accelerator.process_index)
+            share = rate(config, seen)
+            for optimizer, peak in zip(opts, (config.lr, config.muon_lr), strict=False):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * share
+            net.train()
+            with autocast:
+                loss, terms = task.loss(net, batch)
+            accelerator.backward(loss)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                raise UserError(
+                    f"the loss or its gradient is no longer finite at {seen:,} images; the last "
+                    f"checkpoint in {checkpoints} is good: lower train.lr (now {config.lr:g}) or "
+                    f"train.muon_lr (now {config.muon_lr:g}) in a new --out"
+                )
+            for optimizer in opts:
+                optimizer.step()
+                optimizer.zero_grad()
+            before, seen = seen, min(seen + config.batch, config.images)
+            # A halflife that grows with the run forgets the first steps (Karras et al. 2022).
+            halflife = min(config.ema_halflife, seen * 0.05)
+            average(ema, model, 0.5 ** (config.batch / max(halflife, 1e-8)))
+            steps += 1
+            for name, value in ({"loss": loss, "grad_norm": norm} | terms).items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            bar.update(seen - before)
+
+            def due(every: int, before: int = before) -> bool:
+                return before // every != seen // every or seen == config.images
+
+            if main and due(config.log_every):
+                values = {name: total / steps for name, total in sums.items()}
+                values |= {"lr": config.lr * share}
+                values["images_per_second"] = steps * config.batch / (time.perf_counter() - started)
+                journal.write(seen, values)
+                bar.set_postfix(loss=f"{values['loss']:.4f}")
+                sums, steps, started = {}, 0, time.perf_counter()
+            if due(config.evaluate_every):
+                paused = time.perf_counter()
+                evaluate()
+                started += time.perf_counter() - paused
+            if stopping or due(config.checkpoint_every):
+                save()
+            if stopping:
+                break
+    finally:
+        bar.close()
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+    if stopping:
+        print(
+            f"stopped at {seen:,} of {config.images:,} images; the same command goes on from here",
+            file=sys.stderr,
+        )
+    return not stopping

@@ -1,0 +1,133 @@
+"""What every tokenizer must do, whatever its bottleneck: subclass this and name it."""
+
+import pytest
+import torch
+
+from softvq.errors import UserError
+from softvq.tokenizer import Tokenizer, TokenizerConfig
+
+
+def small(**changes) -> TokenizerConfig:
+    """A tokenizer of 32 x 32 pixels and 8 tokens x 16 channels that runs in milliseconds."""
+    shape = {
+        "height": 32, "width": 32, "patch": 8, "tokens": 8, "channels": 16, "codebook_size": 64,
+        "encoder_width": 64, "encoder_depth": 2, "encoder_heads": 2,
+        "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 2, "layer_scale": None,
+    }  # fmt: skip
+    return TokenizerConfig(**(shape | changes))
+
+
+def photos(count: int = 4, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures [count, 3, height, width] in [-1, 1]."""
+    noise = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(-1, 1)
+
+
+class TokenizerContract:
+    """Subclass with ``config`` set; pytest runs every test here on it."""
+
+    config: TokenizerConfig
+
+    @pytest.fixture
+    def tokenizer(self) -> Tokenizer:
+        torch.manual_seed(0)
+        return Tokenizer(self.config)
+
+    def test_shapes(self, tokenizer):
+        tokens = tokenizer.encode(photos())
+        assert tokens.latents.shape == (4, self.config.tokens, self.config.channels)
+        assert tokenizer.decode(tokens.latents).shape == (4, 3, 32, 32)
+        reconstruction, again = tokenizer(photos())
+        assert reconstruction.shape == (4, 3, 32, 32)
+        assert isinstance(again, type(tokens))
+
+    def test_losses_and_stats_are_scalars_and_training_only(self, tokenizer):
+        tokens = tokenizer.train().encode(photos())
+        for value in (tokens.losses | tokens.stats).values():
+            assert value.shape == () and torch.isfinite(value)
+        assert all(not value.requires_grad for value in tokens.stats.values())
+        tokens = tokenizer.eval().encode(photos())
+        assert not tokens.losses and not tokens.stats
+
+    def test_every_parameter_gets_gradient(self, tokenizer):
+        # Zero-initialised layers block the gradient of what stands before them: open them first.
+        with torch.no_grad():
+            for parameter in tokenizer.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        reconstruction, tokens = tokenizer.train()(photos())
+        loss = (reconstruction - photos()).square().mean() + sum(tokens.losses.values())
+        loss.backward()
+        silent = [n for n, p in tokenizer.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not silent
+
+    def test_images_do_not_leak_into_each_other(self, tokenizer):
+        tokenizer.eval()
+        together = tokenizer.encode(photos()).latents
+        alone = tokenizer.encode(photos()[1:2]).latents
+        torch.testing.assert_close(alone, together[1:2], atol=1e-4, rtol=1e-4)
+
+    def test_evaluation_is_deterministic(self, tokenizer):
+        tokenizer.eval()
+        assert torch.equal(tokenizer.reconstruct(photos()), tokenizer.reconstruct(photos()))
+        assert tokenizer.reconstruct(photos()).abs().max() <= 1
+
+    def test_other_sizes_and_aspect_ratios(self, tokenizer):
+        tokenizer.eval()
+        for height, width in ((64, 64), (32, 64), (48, 24)):
+            reconstruction, tokens = tokenizer(photos(2, height, width))
+            assert reconstruction.shape == (2, 3, height, width)
+            assert tokens.latents.shape == (2, self.config.tokens, self.config.channels)
+        with pytest.raises(ValueError, match="not divisible by the patch"):
+            tokenizer.encode(photos(1, 30, 32))
+
+    def test_normalize_and_back(self, tokenizer):
+        latents = tokenizer.encode(photos()).latents
+        tokenizer.latent_mean.copy_(latents.mean((0, 1)))
+        tokenizer.latent_std.copy_(latents.std((0, 1)))
+        unit = tokenizer.normalize(latents)
+        torch.testing.assert_close(
+            unit.mean((0, 1)), torch.zeros_like(unit[0, 0]), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(unit.std((0, 1)), torch.ones_like(unit[0, 0]))
+        torch.testing.assert_close(tokenizer.denormalize(unit), latents)
+
+    def test_save_and_load(self, tokenizer, tmp_path):
+        tokenizer.latent_mean.fill_(0.25)
+        tokenizer.eval().save_pretrained(tmp_path)
+        loaded = Tokenizer.from_pretrained(tmp_path)
+        assert loaded.config == tokenizer.config and not loaded.training
+        assert torch.equal(loaded.reconstruct(photos()), tokenizer.reconstruct(photos()))
+        assert torch.equal(loaded.latent_mean, tokenizer.latent_mean)
+
+    def test_half_precision_file_loads_as_float32(self, tokenizer, tmp_path):
+        tokenizer.eval().save_pretrained(tmp_path, half=True)
+        loaded = Tokenizer.from_pretrained(tmp_path)
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+        difference = loaded.reconstruct(photos()) - tokenizer.reconstruct(photos())
+        assert difference.abs().max() < 0.05
+
+    def test_loading_is_strict(self, tokenizer, tmp_path):
+        tokenizer.save_pretrained(tmp_path)
+        config = tmp_path / "config.json"
+        text = config.read_text()
+        config.write_text(text.replace('"tokens": 8', '"tokens": 4'))
+        with pytest.raises(
+            UserError, match=r"latent_tokens is \[1, 8, 64\], expected \[1, 4, 64\]"
+        ):
+            Tokenizer.from_pretrained(tmp_path)
+        config.write_text(text.replace('"tokens": 8', '"tokkens": 8'))
+        with pytest.raises(UserError, match="did you mean 'tokens'"):
+            Tokenizer.from_pretrained(tmp_path)
+        config.write_text(text)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(UserError, match="not a readable safetensors file"):
+            Tokenizer.from_pretrained(tmp_path)
+
+    def test_bfloat16_autocast_stays_close(self, tokenizer):
+        tokenizer.eval()
+        exact = tokenizer.encode(photos()).latents
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = tokenizer.encode(photos()).latents
+        assert rough.dtype == torch.float32
+        assert (rough - exact).abs().mean() < 0.1 * exact.abs().mean()
