@@ -37,7 +37,10 @@ def save_tensors(
     """Write a safetensors file atomically. Tensors are moved to the CPU and made contiguous."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    partial.touch()
+    mode = partial.stat().st_mode  # safetensors would leave a file that only its owner may read
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+    partial.chmod(mode)
     os.replace(partial, path)
 
 
@@ -60,7 +63,7 @@ def make_config(config_class: type, values: dict[str, Any], where: str) -> Any:
     return config_class(**values)
 
 
-def save_model(model: torch.nn.Module, directory: str | Path, half: bool = False) -> None:
+def save_model(model: Any, directory: str | Path, half: bool = False) -> None:
     """Write ``config.json`` (model.config, a flat dataclass) and ``model.safetensors``.
 
     ``half`` stores floating-point weights in float16; loading restores float32.

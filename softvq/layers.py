@@ -95,7 +95,8 @@ class TimeEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, self.frequencies).to(self.mlp[0].weight.dtype))
+        code = timestep_embedding(t, self.frequencies)
+        return self.mlp(code.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -1,9 +1,9 @@
-"""Recipes: the whole configuration of a run, typed, from YAML, overridable from the command line."""
+"""Recipes: the whole configuration of a run, typed, from YAML and command-line overrides."""
 
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -104,15 +104,26 @@ class GeneratorRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-Recipe = TypeVar("Recipe", TokenizerRecipe, GeneratorRecipe)
+@dataclass
+class ProbeRecipe:
+    """``softvq train probe``: the classifier whose features Frechet distances are measured on."""
+
+    height: int = 64
+    width: int = 64
+    channels: int = 32
+    label_smoothing: float = 0.1
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+Recipe = TypeVar("Recipe", TokenizerRecipe, GeneratorRecipe, ProbeRecipe)
 SHIPPED = files("softvq") / "recipes"
 
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(
-        path.name.removesuffix(".yaml") for path in SHIPPED.iterdir() if path.name.endswith(".yaml")
-    )
+    names = [path.name for path in SHIPPED.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load_recipe(kind: type[Recipe], name: str, overrides: list[str]) -> Recipe:
@@ -135,9 +146,9 @@ def load_recipe(kind: type[Recipe], name: str, overrides: list[str]) -> Recipe:
         recipe = OmegaConf.merge(schema, OmegaConf.create(path.read_text(encoding="utf-8")))
         for where in overrides:
             recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([where]))
-        return OmegaConf.to_object(recipe)
+        return cast(Recipe, OmegaConf.to_object(recipe))
     except ConfigKeyError as error:
-        raise unknown_key(error.full_key, leaves(schema), where) from None
+        raise unknown_key(str(error.full_key), leaves(schema), where) from None
     except YAMLError as error:
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
     except OmegaConfBaseException as error:
@@ -156,6 +167,6 @@ def leaves(config: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def recipe_yaml(recipe: TokenizerRecipe | GeneratorRecipe) -> str:
+def recipe_yaml(recipe: TokenizerRecipe | GeneratorRecipe | ProbeRecipe) -> str:
     """The whole recipe as YAML, every default written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))

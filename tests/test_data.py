@@ -220,7 +220,7 @@ def test_npy_header_has_one_length_and_numpy_reads_it(tmp_path, count):
 
 def test_store_errors(tmp_path, monkeypatch):
     root = touch(tmp_path / "bad", "1.png", "2.png")
-    with pytest.raises(UserError, match="none of the 2 photos can be decoded .*empty file"):
+    with pytest.raises(UserError, match=r"none of the 2 photos can be decoded .*empty file"):
         data.open_store(root, "all", SIZE, tmp_path / "cache", progress=False)
     assert not list((tmp_path / "cache").glob("*.npy*"))
     with pytest.raises(ValueError, match="margin"):
@@ -230,7 +230,7 @@ def test_store_errors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot write"):
         data.open_store(good, "all", SIZE, root / "1.png" / "cache", progress=False)
     monkeypatch.setattr(data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5}))
-    with pytest.raises(UserError, match="no space left on the disk.*free some space"):
+    with pytest.raises(UserError, match=r"no space left on the disk.*free some space"):
         data.open_store(good, "all", SIZE, tmp_path / "cache", progress=False)
 
 

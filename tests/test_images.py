@@ -95,7 +95,7 @@ def test_zeros_in_place_of_the_tail_are_noticed(tmp_path, kind, share, side):
     content = encoded(Image.fromarray(noise).resize((side, side)), kind)
     kept = round(share * len(content))
     (tmp_path / "zeros").write_bytes(content[:kept] + bytes(len(content) - kept))
-    with pytest.raises(images.BadImage, match="truncated|damaged"):
+    with pytest.raises(images.BadImage, match=r"truncated|damaged"):
         images.load(tmp_path / "zeros")
 
 

@@ -157,11 +157,11 @@ def test_save_and_load(pipeline, tmp_path):
 
 
 def test_loading_says_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match="no model_index.json"):
+    with pytest.raises(UserError, match=r"no model_index\.json"):
         Pipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text("[]")
     with pytest.raises(UserError, match="damaged"):
         Pipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text('{"classes": []}')
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         Pipeline.from_pretrained(tmp_path)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from contract import TokenizerContract, photos, small
 from torch.nn import functional as F
 
 from softvq.errors import UserError
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.bottleneck import BOTTLENECKS, codebook_stats, entropy_gap
 from softvq.tokenizer.model import token_rows
-from tests.contract import TokenizerContract, photos, small
 
 
 class TestSoftVQ(TokenizerContract):

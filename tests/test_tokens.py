@@ -115,7 +115,7 @@ def test_fingerprint_reads_weights_buffers_and_config(tokenizer):
 
 
 def test_what_is_no_folder_of_tokens_is_said(tmp_path, tokenizer, store):
-    with pytest.raises(UserError, match="no index.json"):
+    with pytest.raises(UserError, match=r"no index\.json"):
         read_tokens(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):

@@ -20,8 +20,6 @@ from softvq.train.checkpoint import load_newest, save_checkpoint
 from softvq.train.loop import average, optimizers, rate, train
 from softvq.train.tokenizer import train_tokenizer
 
-CHECKPOINTS_EVERY_STEP = {"checkpoint_every": 8, "log_every": 8, "evaluate_every": 64}
-
 
 class Line:
     """A task of one parameter: fit y = 2x. It sees the batch position, so order matters."""
@@ -59,7 +57,9 @@ CONFIG = TrainConfig(
     lr=0.1,
     warmup=8,
     precision="no",
-    **CHECKPOINTS_EVERY_STEP,
+    checkpoint_every=8,
+    log_every=8,
+    evaluate_every=64,
 )
 
 
@@ -184,7 +184,6 @@ def test_precision_must_be_known():
         loop.resolve_precision("fp16")
 
 
-# float32: rounding in bfloat16 would only blur what this looks at.
 @pytest.mark.parametrize("bottleneck", ["softvq", "vq", "kl", "ae"])
 def test_200_steps_on_the_builtin_photos_halve_the_loss(tmp_path, bottleneck):
     recipe = load_recipe(

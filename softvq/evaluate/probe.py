@@ -49,8 +49,7 @@ class Conv(nn.Module):
     """3x3 convolution, [B, C, H, W] -> [B, out, H/stride, W/stride].
 
     The weight is kept as the matrix [out, 9 C] that it is, because ``torch.optim.Muon`` takes
-    matrices only. After 15,000 photos of imagenette at 64 px, held-out accuracy is 57% with Muon
-    and 26% with AdamW.
+    matrices only.
     """
 
     def __init__(self, channels: int, out: int, stride: int = 1):
@@ -87,11 +86,12 @@ class Probe(nn.Module):
     def __init__(self, config: ProbeConfig):
         super().__init__()
         self.config = config
-        widths = [3] + [config.channels * factor for factor in (1, 2, 4, 4)]
-        layers: list[nn.Module] = []
+        widths = [config.channels * factor for factor in (1, 2, 4, 4)]
+        self.stem = Conv(3, config.channels, stride=2)
+        layers: list[nn.Module] = [Residual(config.channels)]
         for before, after in pairwise(widths):
             layers += [Conv(before, after, stride=2), Residual(after)]
-        self.stages = nn.Sequential(*layers)
+        self.blocks = nn.Sequential(*layers)
         self.norm = nn.GroupNorm(8, widths[-1])
         self.head = nn.Linear(widths[-1], config.classes)
         self._initialise()
@@ -116,7 +116,7 @@ class Probe(nn.Module):
         if tuple(images.shape[1:]) != size:
             raise ValueError(f"expected images [B, {size}], got {list(images.shape)}")
         # Convolutions are faster with channels last, on the CPU and on the GPU.
-        x = self.stages(images.contiguous(memory_format=torch.channels_last))
+        x = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
         return F.relu(self.norm(x)).float().mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Guidance: a network that wraps a network, so that every sampler has it and none knows it."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softvq.errors import UserError
 
@@ -19,7 +21,7 @@ class Guided:
     [0, 1] and in order.
     """
 
-    def __init__(self, net: nn.Module, scale: float, interval: tuple[float, float] = (0.0, 1.0)):
+    def __init__(self, net: Any, scale: float, interval: tuple[float, float] = (0.0, 1.0)):
         low, high = interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance interval {low}..{high} is not within 0..1, low first")
@@ -30,7 +32,7 @@ class Guided:
         self.interval = interval
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        if self.scale == 1:
+        if self.scale == 1 or y is None:  # towards the null class from itself is no way at all
             return self.net(x, t, y)
         low, high = self.interval
         # In float32 a grid's 0.7000000000000001 counts as 0.7.

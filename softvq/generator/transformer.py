@@ -123,8 +123,9 @@ class TokenTransformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for layer in self.t_embedder.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
         modulations = [layer.adaLN_modulation[1] for layer in (*self.blocks, self.final_layer)]
         for linear in (*modulations, self.final_layer.linear):
             nn.init.zeros_(linear.weight)

@@ -61,7 +61,16 @@ def entropy_gap(logits: Tensor) -> Tensor:
     return sample + (mean * torch.log(mean + 1e-5)).sum()
 
 
-class SoftVQ(nn.Module):
+class Bottleneck(nn.Module):
+    """What the four share: how many features they read, and a start of their own."""
+
+    features: int
+
+    def init_weights(self) -> None:
+        """Initialise parameters of its own, if there are any."""
+
+
+class SoftVQ(Bottleneck):
     """Each token is a soft mixture of codewords: softmax(z . c / tau) c (Chen et al. 2025).
 
     The token sequence is cut into ``codebooks`` contiguous segments, each with its own codebook
@@ -102,7 +111,7 @@ class SoftVQ(nn.Module):
     def forward(self, z: Tensor) -> Tokens:
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            codebooks, size, channels = self.embedding.shape
+            codebooks, size, _ = self.embedding.shape
             keys = self.embedding.float()
             segments = z.unflatten(1, (codebooks, -1)).transpose(0, 1).flatten(1, 2)  # [G, T, C]
             if self.l2_norm:
@@ -127,7 +136,7 @@ class SoftVQ(nn.Module):
             return tokens
 
 
-class VQ(nn.Module):
+class VQ(Bottleneck):
     """Nearest codeword with a straight-through gradient (van den Oord et al. 2017).
 
     Loss: |sg(z) - c|^2 + commitment |z - sg(c)|^2 + entropy term. L2-normalised as in VQGAN-LC
@@ -169,7 +178,7 @@ class VQ(nn.Module):
             return tokens
 
 
-class KL(nn.Module):
+class KL(Bottleneck):
     """Diagonal Gaussian posterior (Kingma & Welling 2013): a sample in training, the mean after.
 
     Loss: kl_weight x KL(q || N(0, 1)) summed over tokens and channels, averaged over the batch.
@@ -179,9 +188,6 @@ class KL(nn.Module):
         super().__init__()
         self.features = 2 * config.channels
         self.kl_weight = config.kl_weight
-
-    def init_weights(self) -> None:
-        pass
 
     def forward(self, z: Tensor) -> Tokens:
         with torch.autocast(z.device.type, enabled=False):
@@ -198,18 +204,15 @@ class KL(nn.Module):
             return tokens
 
 
-class AE(nn.Module):
+class AE(Bottleneck):
     """No bottleneck but the width: the plain autoencoder."""
 
     def __init__(self, config: "TokenizerConfig"):
         super().__init__()
         self.features = config.channels
 
-    def init_weights(self) -> None:
-        pass
-
     def forward(self, z: Tensor) -> Tokens:
         return Tokens(z.float())
 
 
-BOTTLENECKS: dict[str, type[nn.Module]] = {"softvq": SoftVQ, "vq": VQ, "kl": KL, "ae": AE}
+BOTTLENECKS: dict[str, type[Bottleneck]] = {"softvq": SoftVQ, "vq": VQ, "kl": KL, "ae": AE}

@@ -86,6 +86,9 @@ class Tokenizer(nn.Module):
     >>> images = tokenizer.decode(latents)              # [B, 3, H, W]
     """
 
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
@@ -141,7 +144,8 @@ class Tokenizer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tokens]:
         """Reconstruction and Tokens, at the images' own size."""
         tokens = self.encode(images)
-        return self.decode(tokens.latents, images.shape[-2:]), tokens
+        height, width = images.shape[-2:]
+        return self.decode(tokens.latents, (height, width)), tokens
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

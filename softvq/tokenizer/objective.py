@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,4 +38,4 @@ def objective(
     if config.perceptual:
         terms["perceptual"] = config.perceptual * structural_dissimilarity(reconstruction, images)
     terms |= tokens.losses
-    return sum(terms.values()), terms
+    return torch.stack(list(terms.values())).sum(), terms

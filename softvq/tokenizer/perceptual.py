@@ -1,4 +1,4 @@
-"""A perceptual distance that needs no downloaded weights: structural dissimilarity at several scales.
+"""A perceptual distance that needs no downloaded weights: SSIM at several scales.
 
 SSIM (Wang et al. 2004) compares local means, contrasts and correlation; MS-SSIM (Wang et al. 2003)
 does so down a pyramid, and Zhao et al. (2017) train with it beside L1 or L2. Here the local

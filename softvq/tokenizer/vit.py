@@ -88,7 +88,7 @@ class Grid(nn.Module):
 
     def forward(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         """[B, rows * columns, D] -> [B, (1 +) rows * columns, D] with positions added."""
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if (rows, columns) != (self.rows, self.columns):
             prefix, table = positions.split(
                 [positions.shape[1] - self.rows * self.columns, self.rows * self.columns], dim=1

@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, seen: int, state: dict[str, Tensor]) -> None:
 
 def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], list[str]]:
     """(images seen, state, complaints) of the newest undamaged checkpoint; (0, {}, ...) if none."""
-    complaints = []
+    complaints: list[str] = []
     for note in sorted(folder.glob("*.json"), reverse=True):
         weights = note.with_suffix(".safetensors")
         try:

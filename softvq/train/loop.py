@@ -7,7 +7,6 @@ learning rate. A run that was killed therefore goes on exactly where its last ch
 import copy
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -34,9 +33,12 @@ from softvq.train.checkpoint import (
 
 
 class Task(Protocol):
-    """What is trained. ``model`` is an nn.Module; the loop owns everything else."""
+    """A thing to train; the loop owns everything else."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def batches(self, start: int, rank: int, world: int) -> Iterable[Any]:
         """Batches from image ``start`` on; this rank's slice of each."""
@@ -46,28 +48,30 @@ class Task(Protocol):
         """Scalar loss and named scalars for the log. ``net`` is the model, possibly wrapped."""
         ...
 
-    def evaluate(self, model: nn.Module, folder: Path, seen: int) -> dict[str, float]:
+    def evaluate(self, model: Any, folder: Path, seen: int) -> dict[str, float]:
         """Metrics of the averaged weights; may write pictures into ``folder``."""
         ...
 
-    def export(self, model: nn.Module, folder: Path) -> None:
+    def export(self, model: Any, folder: Path) -> None:
         """Write the averaged model, ready for use."""
         ...
 
 
 def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW on everything, or Muon on the matrices of attention and MLP and AdamW on the rest.
+    """AdamW on everything, or Muon on the matrices inside blocks and AdamW on the rest.
 
-    Weight decay never touches vectors.
+    Matrices that modulate (adaLN) are no feature maps and stay with AdamW. Weight decay never
+    touches vectors.
     """
+    if config.optimizer not in ("adamw", "muon"):
+        raise UserError(f"train.optimizer '{config.optimizer}' is none of adamw, muon")
+    if config.schedule not in ("cosine", "linear"):
+        raise UserError(f"train.schedule '{config.schedule}' is none of cosine, linear")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [
         p
         for name, p in named
-        if config.optimizer == "muon"
-        and p.ndim == 2
-        and "blocks." in name
-        and (".attn." in name or ".mlp." in name)
+        if config.optimizer == "muon" and p.ndim == 2 and "blocks." in name and "adaLN" not in name
     ]
     chosen = {id(p) for p in hidden}
     rest = [p for _, p in named if id(p) not in chosen]
@@ -143,9 +147,9 @@ def claim(folder: Path, recipe: str) -> None:
     """Write the recipe into a new run's folder, or check that the run there has the same one."""
     path = folder / "recipe.yaml"
     if path.is_file() and (old := path.read_text(encoding="utf-8")) != recipe:
-        changed = set(recipe.splitlines()) ^ set(old.splitlines())
+        changed = sorted(line.strip() for line in set(recipe.split("\n")) ^ set(old.split("\n")))
         raise UserError(
-            f"{folder} holds a run with another recipe ({'; '.join(sorted(s.strip() for s in changed))}); "
+            f"{folder} holds a run with another recipe ({'; '.join(changed)}); "
             "repeat its recipe to go on with it, or choose another --out"
         )
     write_atomically(path, recipe)
@@ -192,7 +196,7 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
             save_checkpoint(checkpoints, seen, tensors | optimizer_tensors(opts))
 
     def evaluate() -> None:
-        if main:
+        if journal:
             pictures = folder / "pictures"
             pictures.mkdir(exist_ok=True)
             journal.write(seen, task.evaluate(ema, pictures, seen))
@@ -243,10 +247,10 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
                 sums[name] = sums.get(name, 0.0) + value.item()
             bar.update(seen - before)
 
-            def due(every: int, before: int = before) -> bool:
+            def due(every: int, before: int = before, seen: int = seen) -> bool:
                 return before // every != seen // every or seen == config.images
 
-            if main and due(config.log_every):
+            if journal and due(config.log_every):
                 values = {name: total / steps for name, total in sums.items()}
                 values |= {"lr": config.lr * share}
                 values["images_per_second"] = steps * config.batch / (time.perf_counter() - started)

@@ -1,0 +1,35 @@
+"""Photos to a few continuous tokens and back, and generators on those tokens.
+
+>>> from softvq import Pipeline, Tokenizer
+
+Names are imported when they are first used, so that ``import softvq`` is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softvq.generator.transformer import SiT, SiTConfig
+    from softvq.pipeline import Pipeline
+    from softvq.tokenizer.model import Tokenizer, TokenizerConfig
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "SiT", "SiTConfig", "Tokenizer", "TokenizerConfig", "__version__"]
+
+HOMES = {
+    "Pipeline": "softvq.pipeline",
+    "SiT": "softvq.generator.transformer",
+    "SiTConfig": "softvq.generator.transformer",
+    "Tokenizer": "softvq.tokenizer.model",
+    "TokenizerConfig": "softvq.tokenizer.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'softvq' has no attribute '{name}'")
+    return getattr(importlib.import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""``python -m softvq``."""
+
+import sys
+
+from softvq.cli import main
+
+sys.exit(main())

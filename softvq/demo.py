@@ -1,0 +1,397 @@
+"""``softvq demo``: the whole road on photos that are at hand, ending in a report.
+
+Reconstruct held-out photos with the shipped model, generate with it, fine-tune the tokenizer for
+a few minutes, measure before and after on the held-out photos, and write it all down.
+"""
+
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from softvq import __version__, images
+from softvq.data import BUILTIN, Store, open_store
+from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
+from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
+from softvq.pipeline import Pipeline, model_folder
+from softvq.recipe import DataConfig, TokenizerRecipe, TrainConfig, load_recipe
+from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
+from softvq.tokenizer import Tokenizer
+from softvq.train.tokenizer import reconstruct_all, train_tokenizer
+
+SAMPLES = 6  # pictures per class
+STEPS = 50
+GUIDANCE = 2.0
+BATCH = 64
+DRAWN = 8  # images generated at a time in the speed measurement, which is slow
+SHOWN = 128  # pixels that the report gives to a picture's side, about
+PROBE_STEPS = 20  # optimizer steps of the speed measurement
+TRAINING_SHARE = 0.85  # of the time asked for; the rest goes into evaluation and checkpoints
+
+
+@dataclass
+class Quality:
+    """Reconstructions of the held-out crops, uint8 [N, H, W, 3], and their distances [N]."""
+
+    pictures: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+
+
+def run_demo(out: Path, minutes: float, model: str = "shipped") -> bool:
+    """Write ``out/report.html``; returns False if training was stopped before its end.
+
+    ``model``: directory of a pipeline. Repeating the call goes on with the training in ``out``, or
+    finds it done.
+    """
+    pipeline = Pipeline.from_pretrained(model)
+    config = pipeline.tokenizer.config
+    size = (config.height, config.width)
+    held_out = open_store("builtin", "val", size, out / "photos", margin=1.0)
+
+    print(f"reconstructing {len(held_out)} held-out crops of the built-in photos")
+    originals, before = measure(pipeline.tokenizer, held_out)
+    print(f"generating {SAMPLES} pictures of each of {len(pipeline.classes)} classes")
+    labels = [name for name in pipeline.classes for _ in range(SAMPLES)]
+    samples = pipeline(labels, steps=STEPS, guidance=GUIDANCE, seed=0)
+
+    folder = out / "fine-tune"
+    recipe = fine_tuning_recipe(folder, model_folder(model) / "tokenizer", minutes)
+    print(f"fine-tuning the tokenizer on {recipe.train.images:,} crops of the built-in photos")
+    if not train_tokenizer(recipe, folder):
+        return False
+    _, after = measure(Tokenizer.from_pretrained(folder), held_out)
+
+    print("measuring speed")
+    costs, speeds = measure_cost(pipeline, held_out)
+    report = Report(
+        title="softvq: photos to tokens and back",
+        summary=(
+            f"A {size[0]} x {size[1]} photo becomes {config.tokens} tokens of {config.channels} "
+            "numbers, and a picture again. A second network draws new tokens, and so new pictures. "
+            "Everything below was made on this machine, just now."
+        ),
+        facts=facts(pipeline, before, after),
+        sections=[
+            reconstruction_section(held_out, originals, before, after),
+            sample_section(pipeline, samples),
+            training_section(folder, before, after),
+            compression_section(pipeline),
+            cost_section(costs, speeds),
+            limits_section(),
+        ],
+        footer=f"Written by softvq {__version__} (softvq demo). The file fetches nothing.",
+    )
+    path = out / "report.html"
+    write_report(report, path)
+    print(f"report: {path.resolve()}")
+    return True
+
+
+def measure(tokenizer: Tokenizer, photos: Store) -> tuple[np.ndarray, Quality]:
+    """Originals, uint8 [N, H, W, 3], and the quality of their reconstructions."""
+    originals, rebuilt = reconstruct_all(tokenizer, photos)
+    quality = Quality(
+        rebuilt, psnr_per_image(originals, rebuilt), ssim_per_image(originals, rebuilt)
+    )
+    return originals, quality
+
+
+# ---- fine-tuning ----
+
+
+def fine_tuning_recipe(folder: Path, start: Path, minutes: float) -> TokenizerRecipe:
+    """The recipe of the run in ``folder``, or a new one that takes about ``minutes`` here."""
+    if (folder / "recipe.yaml").is_file():
+        return load_recipe(TokenizerRecipe, str(folder / "recipe.yaml"), [])
+    probe = TokenizerRecipe(
+        data=DataConfig(source="builtin", margin=1.25),
+        model=Tokenizer.from_pretrained(start).config,
+        train=TrainConfig(
+            images=PROBE_STEPS * BATCH,
+            batch=BATCH,
+            lr=3e-4,
+            muon_lr=3e-3,
+            warmup=10 * BATCH,
+            log_every=PROBE_STEPS * BATCH // 2,
+            evaluate_every=10**9,
+            checkpoint_every=10**9,
+        ),
+        init=str(start),
+    )
+    print(f"measuring the speed of training on {probe.train.images:,} crops")
+    with tempfile.TemporaryDirectory() as scratch:
+        if not train_tokenizer(probe, Path(scratch)):
+            raise KeyboardInterrupt
+        speeds = [x["images_per_second"] for x in metrics(Path(scratch), "images_per_second")]
+    batches = max(PROBE_STEPS, round(TRAINING_SHARE * minutes * 60 * speeds[-1] / BATCH))
+    total = batches * BATCH
+    schedule = replace(
+        probe.train,
+        images=total,
+        log_every=max(BATCH, total // 50),
+        evaluate_every=max(BATCH, total // 5),
+        checkpoint_every=max(BATCH, total // 5),
+    )
+    return replace(probe, train=schedule)
+
+
+def metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl that hold ``name``."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [values for values in map(json.loads, lines) if name in values]
+
+
+# ---- cost ----
+
+
+def measure_cost(
+    pipeline: Pipeline, photos: Store
+) -> tuple[dict[str, Cost], dict[str, Throughput]]:
+    """Operations of one image and images per second, of encode, decode and generate."""
+    tokenizer = pipeline.tokenizer
+    parts = tokenizer_cost(tokenizer.config)
+    drawing = generator_cost(pipeline.generator.config, STEPS, GUIDANCE)["image"]
+    costs = {
+        "encode": add(parts["encoder"], parts["bottleneck"]),
+        "decode": parts["decoder"],
+        "generate": add(drawing, parts["decoder"]),
+    }
+    pixels = images.to_tensor(np.asarray(photos.images[:BATCH]))
+    batch = pixels.shape[0]
+    labels = [pipeline.classes[i % len(pipeline.classes)] for i in range(DRAWN)]
+    with torch.inference_mode():
+        latents = tokenizer.encode(pixels).latents
+        speeds = {
+            "encode": throughput(lambda: tokenizer.encode(pixels), batch, seconds=2),
+            "decode": throughput(lambda: tokenizer.decode(latents), batch, seconds=2),
+            "generate": throughput(
+                lambda: pipeline(labels, steps=STEPS, guidance=GUIDANCE), DRAWN, seconds=2
+            ),
+        }
+    return costs, speeds
+
+
+def add(a: Cost, b: Cost) -> Cost:
+    """Cost of one thing after the other."""
+    return Cost(a.parameters + b.parameters, a.flops + b.flops, a.macs + b.macs)
+
+
+# ---- the report, section by section ----
+
+
+def facts(pipeline: Pipeline, before: Quality, after: Quality) -> list[tuple[str, str]]:
+    config = pipeline.tokenizer.config
+    values = config.height * config.width * 3
+    floats = config.tokens * config.channels
+    millions = [
+        sum(p.numel() for p in part.parameters()) / 1e6
+        for part in (pipeline.tokenizer, pipeline.generator)
+    ]
+    return [
+        (f"{values:,} → {floats}", "numbers per image, pixels to tokens"),
+        (f"{before.psnr.mean():.1f} dB", "PSNR on held-out crops, as shipped"),
+        (f"{after.psnr.mean():.1f} dB", "PSNR on held-out crops, fine-tuned here"),
+        (f"{millions[0]:.1f} M + {millions[1]:.1f} M", "parameters, tokenizer + generator"),
+    ]
+
+
+def reconstruction_section(
+    photos: Store, originals: np.ndarray, before: Quality, after: Quality
+) -> Section:
+    scale = max(1, SHOWN // originals.shape[1])
+    tiles = []
+    for label, name in enumerate(photos.classes):
+        # The crop whose reconstruction is of median quality: neither the best nor the worst.
+        members = np.flatnonzero(photos.labels == label)
+        i = members[np.argsort(before.psnr[members])[len(members) // 2]]
+        row = np.stack([originals[i], before.pictures[i], after.pictures[i]])
+        tiles.append(
+            Figure(
+                embed(images.grid(row, columns=3, scale=scale)),
+                f"{name}: {before.psnr[i]:.1f} dB as shipped, {after.psnr[i]:.1f} dB fine-tuned",
+                f"Three pictures of {name}: original, reconstruction, after fine-tuning",
+            )
+        )
+    return Section(
+        "Photos through the tokens",
+        [
+            "Each row of three: the original, its reconstruction by the shipped tokenizer, and "
+            "its reconstruction after the fine-tuning below. The crops are from the held-out "
+            "right-hand quarter of each built-in photo; neither training nor fine-tuning saw them. "
+            "Of each photo the crop of median quality is shown."
+        ],
+        tiles=tiles,
+    )
+
+
+def sample_section(pipeline: Pipeline, samples: list[Image.Image]) -> Section:
+    scale = max(1, SHOWN // samples[0].height)
+    tiles = [
+        Figure(
+            embed(images.grid(samples[i * SAMPLES : (i + 1) * SAMPLES], columns=3, scale=scale)),
+            name,
+            f"{SAMPLES} generated pictures of the class {name}",
+        )
+        for i, name in enumerate(pipeline.classes)
+    ]
+    return Section(
+        "New pictures, class by class",
+        [
+            "Drawn from noise by the generator and decoded by the shipped tokenizer: the first "
+            f"{SAMPLES} of each class, not selected. Euler's method, {STEPS} steps, "
+            f"classifier-free guidance {GUIDANCE:g}, seed 0."
+        ],
+        tiles=tiles,
+    )
+
+
+def training_section(folder: Path, before: Quality, after: Quality) -> Section:
+    steps = metrics(folder, "loss")
+    seen = [line["seen"] for line in steps]
+    checks = metrics(folder, "psnr")
+    held_out_seen = [0] + [line["seen"] for line in checks]
+    held_out_psnr = [float(before.psnr.mean())] + [line["psnr"] for line in checks]
+    seconds = sum(
+        (line["seen"] - start) / line["images_per_second"]
+        for start, line in zip([0, *seen], steps, strict=False)
+    )
+    return Section(
+        "Fine-tuning on this machine",
+        [
+            f"The shipped tokenizer, trained further on {seen[-1]:,} random crops of the "
+            f"{len(BUILTIN)} built-in photos, without their right-hand quarters: "
+            f"{seconds / 60:.1f} minutes at {seen[-1] / seconds:.0f} images/s. These are few and "
+            "peculiar photos: the gain on them says that training works, not that the tokenizer "
+            "has become better for others. The samples above are from the tokenizer as shipped."
+        ],
+        tables=[
+            Table(
+                ["", "PSNR, dB", "SSIM", "worst crop, dB"],
+                [
+                    [
+                        name,
+                        f"{quality.psnr.mean():.2f}",
+                        f"{quality.ssim.mean():.3f}",
+                        f"{quality.psnr.min():.2f}",
+                    ]
+                    for name, quality in (("as shipped", before), ("fine-tuned", after))
+                ],
+                f"Mean over the {len(before.psnr)} held-out crops. SSIM: Gaussian window of 11 "
+                "pixels, windows inside the picture.",
+            )
+        ],
+        figures=[
+            Figure(
+                line_chart(
+                    {"loss": (seen, [line["loss"] for line in steps])},
+                    "crops seen",
+                    "training loss",
+                ),
+                "Training loss: squared error, structural dissimilarity, the bottleneck's terms.",
+                "Line chart of the training loss over crops seen",
+            ),
+            Figure(
+                line_chart(
+                    {
+                        "training crops": (seen, [line["train_psnr"] for line in steps]),
+                        "held-out crops": (held_out_seen, held_out_psnr),
+                    },
+                    "crops seen",
+                    "PSNR, dB",
+                ),
+                "PSNR on the crops trained on, with the present weights, and on the held-out "
+                "crops, with the averaged weights that are saved.",
+                "Line chart of PSNR over crops seen, training and held-out",
+            ),
+        ],
+    )
+
+
+def compression_section(pipeline: Pipeline) -> Section:
+    config = pipeline.tokenizer.config
+    floats = config.tokens * config.channels
+    values = config.height * config.width * 3
+    kept = f"{config.tokens} x {config.channels}"
+    rows = [
+        ("pixels, 8 bits", f"{config.height} x {config.width} x 3", values, values),
+        ("tokens, float32", kept, floats, 4 * floats),
+        ("tokens, float16", kept, floats, 2 * floats),
+    ]
+    return Section(
+        "What is kept of an image",
+        tables=[
+            Table(
+                ["", "shape", "numbers", "bytes", "times fewer numbers", "times fewer bytes"],
+                [
+                    [
+                        name,
+                        shape,
+                        f"{n:,}",
+                        f"{size:,}",
+                        f"{values / n:.1f}",
+                        f"{values / size:.1f}",
+                    ]
+                    for name, shape, n, size in rows
+                ],
+                "One image. The tokens are continuous: counted in numbers they are a shorter "
+                "sequence for a generator; they are not meant as a file format like JPEG.",
+            )
+        ],
+    )
+
+
+def cost_section(costs: dict[str, Cost], speeds: dict[str, Throughput]) -> Section:
+    machine = (
+        f"{os.cpu_count()} CPU cores ({platform.machine()}, PyTorch threads: "
+        f"{torch.get_num_threads()}), PyTorch {torch.__version__}, Python "
+        f"{platform.python_version()}"
+    )
+    return Section(
+        "What it costs",
+        tables=[
+            Table(
+                ["", "parameters, M", "GFLOPs/image", "GMACs/image", "images/s", "middle half"],
+                [
+                    [
+                        name,
+                        f"{cost.parameters / 1e6:.2f}",
+                        f"{cost.flops / 1e9:.3f}",
+                        f"{cost.macs / 1e9:.3f}",
+                        f"{speeds[name].median:,.0f}",
+                        f"{speeds[name].low:,.0f} to {speeds[name].high:,.0f}",
+                    ]
+                    for name, cost in costs.items()
+                ],
+                f"On {machine}. Encode and decode: float32, batches of {BATCH}. Generate: float64, "
+                f"batches of {DRAWN}, {STEPS} Euler steps with guidance, which makes {2 * STEPS} "
+                "network evaluations, and decoding. One MAC, a multiply-add, is two FLOPs. "
+                "Images/s: median of repeated calls, and the range of their middle half.",
+            )
+        ],
+    )
+
+
+def limits_section() -> Section:
+    return Section(
+        "What to keep in mind",
+        notes=[
+            "The shipped model learned from a few thousand ImageNet photos of ten classes, whose "
+            "licence allows research only; so the weights are for research, too. The code is "
+            "under Apache-2.0.",
+            "It is a small model, trained on small pictures for hours and not for weeks. Fine "
+            "texture, text and small faces are lost; pictures unlike its training photos are "
+            "reconstructed worse.",
+            "The held-out crops overlap each other, and come from the same photos as the training "
+            "crops, though from another part of them. For your own photos measure on your own "
+            "photos: softvq evaluate --data FOLDER.",
+            "Generated pictures show what the generator has learned of ten classes; they are far "
+            "from the published models, which are hundreds of times larger.",
+        ],
+    )

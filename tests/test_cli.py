@@ -1,0 +1,277 @@
+"""The command line: instant help, one line per error, and the whole road on the built-in photos."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from softvq import cli
+
+COMMANDS = [
+    "demo",
+    "train",
+    "train tokenizer",
+    "train generator",
+    "encode",
+    "decode",
+    "reconstruct",
+    "generate",
+    "evaluate",
+]
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def assert_one_line_error(result, *expected):
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("softvq: error: ") and err.count("\n") == 1
+    for text in expected:
+        assert str(text) in err
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize(
+    "code", ["import softvq", "from softvq import cli; cli.build_parser().format_help()"]
+)
+def test_import_and_help_do_not_import_torch(code):
+    check = f"{code}; import sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_lazy_names():
+    import softvq
+
+    for name in softvq.__all__:
+        assert getattr(softvq, name) is not None
+    with pytest.raises(AttributeError, match="Tokeniser"):
+        _ = softvq.Tokeniser
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  softvq {command}" in text
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "train"])
+def test_the_example_is_a_valid_command(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    example = capsys.readouterr().out.split("example:\n  softvq ")[1].split("\n")[0]
+    assert callable(cli.build_parser().parse_args(example.split()).run)
+
+
+# ---- errors ----
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    """An untrained tokenizer of 32 x 32 pixels."""
+    from contract import small
+
+    from softvq import Tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    Tokenizer(small()).save_pretrained(folder)
+    return folder
+
+
+def test_wrong_usage(capsys):
+    assert_one_line_error(run(capsys), "COMMAND", "softvq --help")
+    assert_one_line_error(run(capsys, "encode", "--data", "x"), "--out", "softvq encode --help")
+    assert_one_line_error(
+        run(capsys, "generate", "--steps", "0", "--out", "x"), "'0' is not a whole number"
+    )
+    assert_one_line_error(run(capsys, "demo", "--minutes", "nan", "--out", "x"), "'nan'")
+
+
+def test_missing_folder(tokenizer, tmp_path, capsys):
+    missing = tmp_path / "nowhere"
+    result = run(capsys, "evaluate", "--tokenizer", tokenizer, "--data", missing)
+    assert_one_line_error(result, missing, "no such folder")
+
+
+def test_unknown_recipe_and_key(tmp_path, capsys):
+    train = ["train", "tokenizer", "--out", tmp_path, "--recipe"]
+    assert_one_line_error(run(capsys, *train, "tinny"), "tinny", "tiny")
+    assert_one_line_error(
+        run(capsys, *train, "tiny", "train.image=7"), "train.image", "did you mean 'train.images'?"
+    )
+
+
+def test_not_a_model_and_damaged_weights(tokenizer, tmp_path, capsys):
+    evaluate = ["evaluate", "--data", "builtin", "--tokenizer", tmp_path]
+    assert_one_line_error(run(capsys, *evaluate), tmp_path, "config.json")
+    (tmp_path / "config.json").write_bytes((tokenizer / "config.json").read_bytes())
+    whole = (tokenizer / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert_one_line_error(run(capsys, *evaluate), "model.safetensors", "not a readable")
+    assert_one_line_error(
+        run(capsys, "generate", "--model", tokenizer, "--out", tmp_path), "model_index.json"
+    )
+
+
+def test_damaged_single_photo(tokenizer, tmp_path, capsys):
+    photo = tmp_path / "photo.jpg"
+    photo.write_text("not a photo")
+    result = run(
+        capsys, "reconstruct", "--tokenizer", tokenizer, "--data", photo, "--out", tmp_path
+    )
+    assert_one_line_error(result, photo, "not an image")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "disk full"),
+        (PermissionError(errno.EACCES, "Permission denied", "here"), 2, "here: Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "there"), 2, "there: No such file"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, code, message, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli, "demo", fail)
+    result = run(capsys, "demo", "--out", "x")
+    assert result[0] == code and message in result[2] and result[2].count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(args):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(cli, "demo", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["demo", "--out", "x"])
+
+
+def test_closed_pipe_is_quiet():
+    command = f"{sys.executable} -m softvq --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 0 and not done.stderr
+
+
+# ---- the whole road ----
+
+STEPS = ["train.images=128", "train.evaluate_every=128", "train.log_every=64"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A tokenizer and a generator, each trained for a few steps through the command line."""
+    runs = tmp_path_factory.mktemp("runs")
+    tokenizer = ["train", "tokenizer", "--recipe", "tiny", "--data", "builtin"]
+    assert cli.main([*tokenizer, "--out", str(runs / "tokenizer"), *STEPS]) == 0
+    generator = ["train", "generator", "--recipe", "tiny-generator", "--data", "builtin"]
+    generator += ["--tokenizer", str(runs / "tokenizer"), "--out", str(runs / "generator")]
+    assert cli.main([*generator, *STEPS, "views=1"]) == 0
+    return runs
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Six photos in two classes, two of one stem, and a damaged one."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name in ("a/1.png", "a/1.jpg", "a/2.png", "b/sub/3.png", "b/4.jpg", "b/5.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8))
+        coarse.resize((50, 40), Image.Resampling.BICUBIC).save(folder / name)
+    (folder / "b" / "bad.jpg").write_text("not a photo")
+    return folder
+
+
+def pictures(folder: Path) -> dict[str, Image.Image]:
+    return {p.relative_to(folder).as_posix(): Image.open(p) for p in folder.rglob("*.png")}
+
+
+def test_encode_and_decode_give_the_reconstructions(trained, photos, tmp_path, capsys):
+    tokenizer = ["--tokenizer", trained / "tokenizer"]
+    code, out, err = run(
+        capsys, "encode", *tokenizer, "--data", photos, "--out", tmp_path / "tokens"
+    )
+    assert code == 0 and "6 photos as 8 tokens of 16 numbers" in out
+    assert "skipped 1 damaged photo, listed in" in err
+    skipped = (tmp_path / "tokens" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in skipped] == [str(photos / "b" / "bad.jpg")]
+    assert not list((tmp_path / "tokens").glob(".photos-*"))
+
+    assert cli.main(["decode", *map(str, tokenizer), str(tmp_path / "tokens"),
+                     "--out", str(tmp_path / "decoded")]) == 0  # fmt: skip
+    decoded = pictures(tmp_path / "decoded")
+    assert sorted(decoded) == [
+        "a/1.png", "a/1.png.png", "a/2.png", "b/4.png", "b/5.png", "b/sub/3.png"
+    ]  # fmt: skip
+
+    code, out, _ = run(
+        capsys, "reconstruct", *tokenizer, "--data", photos, "--out", tmp_path / "pairs",
+        "--scale", 1,
+    )  # fmt: skip
+    pairs = pictures(tmp_path / "pairs")
+    assert code == 0 and "6 pictures" in out and sorted(pairs) == sorted(decoded)
+    for name, pair in pairs.items():
+        assert pair.size == (2 * 32 + 2, 32)
+        rebuilt = np.asarray(pair.crop((34, 0, 66, 32))).astype(int)
+        assert np.abs(rebuilt - np.asarray(decoded[name])).max() <= 1
+
+
+def test_reconstruct_one_photo(trained, photos, tmp_path, capsys):
+    arguments = ["--tokenizer", trained / "tokenizer", "--data", photos / "a" / "2.png"]
+    code, out, _ = run(capsys, "reconstruct", *arguments, "--out", tmp_path)
+    assert code == 0 and "1 picture (" in out and list(pictures(tmp_path)) == ["2.png"]
+
+
+def test_decode_refuses_names_outside_the_folder(tmp_path):
+    for name in ("../evil.jpg", "/evil.jpg"):
+        with pytest.raises(cli.UserError, match="outside"):
+            cli._png_paths([name], str(tmp_path))
+
+
+def test_evaluate(trained, capsys):
+    arguments = ["evaluate", "--tokenizer", trained / "tokenizer", "--data", "builtin"]
+    code, out, _ = run(capsys, *arguments, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["images"] == 210 and result["floats_per_image"] == 128
+    assert 5 < result["psnr_db"] < 40 and -1 < result["ssim"] < 1
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and f"psnr_db           {result['psnr_db']}" in out
+
+
+def test_generate(trained, tmp_path, capsys):
+    arguments = ["generate", "--model", trained / "generator", "--steps", 2, "--out"]
+    code, out, _ = run(capsys, *arguments, tmp_path / "some", "--labels", "coffee, 3")
+    assert code == 0 and "2 pictures" in out
+    assert sorted(pictures(tmp_path / "some")) == [
+        "00000-coffee.png", "00001-chelsea.png", "grid.png"
+    ]  # fmt: skip
+    code, out, _ = run(capsys, *arguments, tmp_path / "all", "--per-class", 2)
+    assert code == 0 and len(pictures(tmp_path / "all")) == 2 * 14 + 1
+    assert_one_line_error(
+        run(capsys, *arguments, tmp_path / "none", "--labels", "cofee"), "cofee", "coffee"
+    )
+
+
+def test_repeating_a_finished_run_changes_nothing(trained):
+    weights = trained / "tokenizer" / "model.safetensors"
+    before = weights.read_bytes()
+    command = ["train", "tokenizer", "--recipe", "tiny", "--data", "builtin"]
+    assert cli.main([*command, "--out", str(trained / "tokenizer"), *STEPS]) == 0
+    assert weights.read_bytes() == before

@@ -1,0 +1,56 @@
+"""The two promises to a user with a long run and a messy folder."""
+
+import json
+
+import pytest
+from killing import assert_kills_change_nothing
+from test_data import photos
+from test_images import damaged_files
+
+from softvq.data import open_store
+from softvq.recipe import TokenizerRecipe, load_recipe
+from softvq.tokenizer import Tokenizer
+from softvq.tokens import read_tokens, write_tokens
+from softvq.train.tokenizer import train_tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", ["softvq", "kl"])
+def test_kill_minus_9_changes_nothing(tmp_path, bottleneck):
+    """KL too: it draws random numbers in every step."""
+    settings = [
+        f"model.bottleneck={bottleneck}", "train.images=3200", "train.log_every=32",
+        "train.evaluate_every=3200", "train.checkpoint_every=320",
+    ]  # fmt: skip
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from softvq.recipe import TokenizerRecipe, load_recipe\n"
+        "from softvq.train.tokenizer import train_tokenizer\n"
+        f"recipe = load_recipe(TokenizerRecipe, 'tiny', {settings!r})\n"
+        "train_tokenizer(recipe, Path(sys.argv[1]))"
+    )
+    assert_kills_change_nothing(code, tmp_path, [350, 1200, 2100], "model.safetensors")
+
+
+def test_training_and_encoding_finish_on_a_folder_with_20_damaged_photos(tmp_path):
+    source = photos(tmp_path / "photos", 180)
+    wrong = damaged_files()
+    assert len(wrong) >= 10
+    bad = set()
+    for name, (content, _) in list(wrong.items())[:10]:
+        for copy in ("a", "b"):
+            path = source / "class0" / f"{copy}-{name}"
+            path.write_bytes(content)
+            bad.add(path.name)
+    recipe = load_recipe(TokenizerRecipe, "tiny", [f"data.source={source}", "train.images=64"])
+    assert train_tokenizer(recipe, tmp_path / "run")
+    listed = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "photos" / "skipped.jsonl").read_text().splitlines()
+    ]
+    assert {item["path"].rsplit("/", 1)[-1] for item in listed} == bad
+    assert all(item["reason"] for item in listed)
+    store = open_store(source, "all", (32, 32), tmp_path / "cache", margin=1.0)
+    write_tokens(tmp_path / "tokens", Tokenizer.from_pretrained(tmp_path / "run"), store)
+    tokens = read_tokens(tmp_path / "tokens")
+    assert len(tokens) == 180 and len(tokens.index["skipped"]) == 20
