@@ -80,6 +80,15 @@ def train_generator(args: argparse.Namespace) -> int:
     return 0 if train_generator(recipe, Path(args.out)) else 130
 
 
+def train_probe(args: argparse.Namespace) -> int:
+    from softvq.recipe import ProbeRecipe, load_recipe
+    from softvq.train.probe import train_probe
+
+    recipe = load_recipe(ProbeRecipe, args.recipe, args.overrides)
+    recipe.data.source = args.data or recipe.data.source
+    return 0 if train_probe(recipe, Path(args.out)) else 130
+
+
 def encode(args: argparse.Namespace) -> int:
     from softvq.tokens import write_tokens
 
@@ -174,13 +183,22 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from softvq.evaluate.pixels import psnr, ssim
-    from softvq.train.tokenizer import reconstruct_all
+    from softvq.evaluate.model import evaluate_model
+    from softvq.evaluate.probe import Probe
+    from softvq.pipeline import Pipeline, model_folder
 
-    tokenizer = _tokenizer(args.tokenizer)
+    if args.generator and not args.probe:
+        raise UserError("--generator is measured by a distance: give --probe too")
+    tokenizer, probe, pipeline = _tokenizer(args.tokenizer), None, None
+    if args.probe:
+        folder = model_folder(args.probe)
+        probe = Probe.from_pretrained(folder / "probe" if args.probe == "shipped" else folder)
+    if args.generator:
+        pipeline = Pipeline.from_pretrained(args.generator)
     config = tokenizer.config
     with _decoded(args.data, args.split, tokenizer) as photos:
-        originals, rebuilt = reconstruct_all(tokenizer, photos)
+        sampling = {"steps": args.steps, "guidance": args.guidance, "seed": args.seed}
+        figures = evaluate_model(tokenizer, photos, probe, pipeline, **sampling)
         result = {
             "images": len(photos),
             "skipped": len(photos.skipped),
@@ -188,9 +206,7 @@ def evaluate(args: argparse.Namespace) -> int:
             "height": config.height,
             "width": config.width,
             "floats_per_image": config.tokens * config.channels,
-            "psnr_db": round(psnr(originals, rebuilt), 4),
-            "ssim": round(ssim(originals, rebuilt), 4),
-        }
+        } | {name: round(value, 4) for name, value in figures.items()}
     if args.json:
         print(json.dumps(result))
     else:
@@ -347,6 +363,18 @@ def build_parser() -> Parser:
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
 
     command = add(
+        "probe",
+        train_probe,
+        "train the classifier on whose features distances are measured" + resume,
+        "softvq train probe --data photos --out runs/probe",
+        models,
+    )
+    command.add_argument("--recipe", default="probe", help=f"{recipe} (default: probe)")
+    command.add_argument("--data", help=DATA)
+    command.add_argument("--out", required=True, help="folder of the run")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
+
+    command = add(
         "encode",
         encode,
         "write the tokens of photos, with names and labels, to safetensors files",
@@ -394,20 +422,14 @@ def build_parser() -> Parser:
         default=4,
         help="pictures of every class, or in all if the model has no classes (default: 4)",
     )
-    command.add_argument("--steps", type=_count, default=50, help="sampling steps (default: 50)")
-    command.add_argument(
-        "--guidance", type=float, default=1.5, help="guidance scale, 1 for none (default: 1.5)"
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, help="same seed, same pictures (default: 0)"
-    )
+    _add_sampling(command)
     command.add_argument("--out", required=True, help="folder for the pictures")
 
     command = add(
         "evaluate",
         evaluate,
-        "measure how well held-out photos survive: PSNR and SSIM",
-        "softvq evaluate --data photos --json",
+        "measure how well held-out photos survive: PSNR, SSIM, Frechet distances",
+        "softvq evaluate --data photos --probe shipped --generator shipped",
     )
     command.add_argument("--tokenizer", default="shipped", help=TOKENIZER)
     command.add_argument("--data", required=True, help=DATA)
@@ -417,8 +439,27 @@ def build_parser() -> Parser:
         default="val",
         help="which photos (default: val, the held-out ones)",
     )
+    command.add_argument(
+        "--probe",
+        help="directory of a trained probe, or 'shipped': adds Frechet distances on its features",
+    )
+    command.add_argument(
+        "--generator",
+        help=f"{MODEL.removesuffix(' (default)')}: adds the distance of as many drawn pictures",
+    )
+    _add_sampling(command)
     command.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=_count, default=50, help="sampling steps (default: 50)")
+    command.add_argument(
+        "--guidance", type=float, default=1.5, help="guidance scale, 1 for none (default: 1.5)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="same seed, same pictures (default: 0)"
+    )
 
 
 def _count(text: str) -> int:

@@ -91,7 +91,7 @@ def find_photos(source: str | Path, split: str = "train") -> Listing:
     photos lie beside class folders; if ``val/`` has a class that ``train/`` lacks.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split '{split}'; known: {', '.join(SPLITS)}")
+        raise UserError(f"unknown split '{split}'; known: {', '.join(SPLITS)}")
     if source == "builtin":
         return _find_builtin(split)
     root = Path(source).expanduser()
@@ -268,10 +268,10 @@ def open_store(
     stores in that cache.
 
     Raises UserError as ``find_photos`` does, if no photo can be decoded, or if ``cache`` cannot be
-    written or is too small; ValueError for a margin below 1.
+    written or is too small; UserError for a margin below 1.
     """
     if margin < 1:
-        raise ValueError(f"margin must be 1 or more, not {margin}")
+        raise UserError(f"margin must be 1 or more, not {margin}")
     cache = Path(cache)
     listing = find_photos(source, split)
     kind = [str(listing.root.resolve()), split, *size, margin, fit]
@@ -404,7 +404,7 @@ def _read_index(path: Path) -> dict | None:
     """The description of a store, or None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return None
 
 
@@ -414,7 +414,7 @@ def _matching(index: Path, pixels: Path, fingerprint: str) -> dict | None:
     try:
         if meta and meta["fingerprint"] == fingerprint:
             return meta if len(np.load(pixels, mmap_mode="r")) == len(meta["names"]) else None
-    except (OSError, ValueError):
+    except (OSError, UserError):
         pass
     return None
 
@@ -487,7 +487,7 @@ class Positions(torch.utils.data.Sampler[list[tuple[int, int]]]):
     does not depend on the batch size, and resuming needs no state but ``start``.
 
     ``batch`` is the global batch: of each one, ``rank`` takes every ``world``-th position. The
-    last batch is cut so that exactly ``stop`` is reached. Raises ValueError if batch or
+    last batch is cut so that exactly ``stop`` is reached. Raises UserError if batch or
     stop - start is not a multiple of ``world`` (the ranks would wait for each other for ever).
     """
 
@@ -502,9 +502,7 @@ class Positions(torch.utils.data.Sampler[list[tuple[int, int]]]):
         world: int = 1,
     ):
         if batch % world or (stop - start) % world:
-            raise ValueError(
-                f"batch {batch} and {stop - start} images must divide by world {world}"
-            )
+            raise UserError(f"batch {batch} and {stop - start} images must divide by world {world}")
         self.count, self.batch, self.stop, self.start = count, batch, stop, start
         self.seed, self.rank, self.world = seed, rank, world
 

@@ -1,7 +1,7 @@
 """The one exception that reaches a user as a single line, without a traceback."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user can mend. The message names the cause and the mend.
 
     The command line prints it as one line and exits with code 2.

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from softvq.errors import UserError
+
 # Pillow warns about large pictures and odd metadata. Both end here as a decoded picture or as a
 # BadImage with a reason, never as a line on stderr. Set once for the process: changing warning
 # filters around each call is not safe with several decoding threads.
@@ -137,7 +139,7 @@ def fit(image: Image.Image, size: tuple[int, int], mode: str = "crop") -> Image.
     if mode == "stretch":
         return image.resize((width, height), RESAMPLE)
     if mode != "crop":
-        raise ValueError(f"unknown fit '{mode}'; known: crop, stretch")
+        raise UserError(f"unknown fit '{mode}'; known: crop, stretch")
     scale = max(width / image.width, height / image.height)
     box_width = min(width / scale, image.width)
     box_height = min(height / scale, image.height)

@@ -63,6 +63,20 @@ def make_config(config_class: type, values: dict[str, Any], where: str) -> Any:
     return config_class(**values)
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The values of a directory's config.json. Raises UserError if it is missing or damaged."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory}: no config.json there; give a directory saved by softvq")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return values
+
+
 def save_model(model: Any, directory: str | Path, half: bool = False) -> None:
     """Write ``config.json`` (model.config, a flat dataclass) and ``model.safetensors``.
 
@@ -84,24 +98,19 @@ def load_model(model_class: type[Model], config_class: type, directory: str | Pa
     another kind of model, or any tensor is missing, extra or of another shape (all are listed).
     """
     directory = Path(directory)
-    path = directory / "config.json"
-    if not path.is_file():
-        raise UserError(f"{directory}: no config.json there; give a directory saved by softvq")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    values = read_config(directory)
     kind = values.pop("model", model_class.__name__)
     if kind != model_class.__name__:
         raise UserError(f"{directory}: holds a {kind}, not a {model_class.__name__}")
-    model = model_class(make_config(config_class, values, str(path)))
+    model = model_class(make_config(config_class, values, str(directory / "config.json")))
     load_strictly(model, load_tensors(directory / "model.safetensors"), str(directory))
     return model.eval()
 
 
-def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load a state dict; raises UserError listing missing, extra and misshaped tensors."""
-    expected = model.state_dict()
+def check_fit(
+    expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor], where: str
+) -> None:
+    """Raises UserError listing the missing, extra and misshaped tensors of a state dict."""
     faults = [f"missing {key}" for key in expected if key not in state]
     faults += [f"extra {key}" for key in state if key not in expected]
     faults += [
@@ -112,4 +121,9 @@ def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where:
     if faults:
         shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if faults[20:] else "")
         raise UserError(f"{where}: weights do not fit the config: {shown}")
+
+
+def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load a state dict; raises UserError listing missing, extra and misshaped tensors."""
+    check_fit(model.state_dict(), state, where)
     model.load_state_dict(state)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softvq.errors import UserError
+
 
 class Attention(nn.Module):
     """Multi-head self-attention, [B, N, D] -> [B, N, D], through the fused SDPA kernel.
@@ -16,7 +18,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: bool = False):
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads {heads}")
+            raise UserError(f"width {width} is not divisible by heads {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
@@ -67,7 +69,7 @@ def sincos_2d(
     of different resolution over one picture share a coordinate system.
     """
     if width % 4:
-        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
+        raise UserError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
     height, span = extent or (rows, columns)
     y = (torch.arange(rows) + 0.5) * height / rows - 0.5
     x = (torch.arange(columns) + 0.5) * span / columns - 0.5

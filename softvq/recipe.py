@@ -62,6 +62,21 @@ class TrainConfig:
     evaluate_every: int = 20_000
     checkpoint_every: int = 10_000
 
+    def __post_init__(self) -> None:
+        positive = ("images", "batch", "clip", "log_every", "evaluate_every", "checkpoint_every")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"train.{name} must be above 0, got {getattr(self, name)}")
+        for name, known in (
+            ("optimizer", ("adamw", "muon")),
+            ("schedule", ("cosine", "linear")),
+            ("precision", ("auto", "bf16", "no")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"train.{name} '{getattr(self, name)}' is none of {', '.join(known)}"
+                )
+
 
 @dataclass
 class TokenizerRecipe:

@@ -7,17 +7,23 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from softvq.data import open_store
 from softvq.errors import UserError
+from softvq.evaluate.distances import frechet_distance
+from softvq.evaluate.model import probe_features
+from softvq.evaluate.probe import Probe
 from softvq.io import load_tensors
-from softvq.recipe import TokenizerRecipe, TrainConfig, load_recipe
+from softvq.recipe import ProbeRecipe, TokenizerRecipe, TrainConfig, load_recipe
 from softvq.tokenizer import Tokenizer
-from softvq.train import loop
 from softvq.train.checkpoint import load_newest, save_checkpoint
 from softvq.train.loop import average, optimizers, rate, train
+from softvq.train.probe import train_probe
 from softvq.train.tokenizer import train_tokenizer
 
 
@@ -179,9 +185,28 @@ def test_muon_gets_block_matrices_and_adamw_the_rest():
     assert all(p.ndim <= 1 for p in adamw.param_groups[1]["params"])
 
 
-def test_precision_must_be_known():
-    with pytest.raises(UserError, match="none of auto, bf16, no"):
-        loop.resolve_precision("fp16")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.precision=fp16", "train.precision 'fp16' is none of auto, bf16, no"),
+        ("train.optimizer=sgd", "none of adamw, muon"),
+        ("train.schedule=step", "none of cosine, linear"),
+        ("train.batch=0", "train.batch must be above 0, got 0"),
+        ("train.batch=many", "batch"),
+        ("train.btach=8", "did you mean 'train.batch'"),
+        ("modle.patch=8", "did you mean 'model'"),
+        ("model.tokens=0", "tokens must be above 0"),
+        ("model.patch=7", "not divisible by patch 7"),
+        ("model.encoder_heads=5", "not divisible by heads 5"),
+        ("data.fit=squash", "unknown fit 'squash'"),
+        ("data.margin=0.5", "margin must be 1 or more"),
+        ("train.batch", "not an override of the form key.subkey=value"),
+    ],
+)
+def test_a_wrong_recipe_value_is_one_clear_line(tmp_path, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        train_tokenizer(load_recipe(TokenizerRecipe, "tiny", [override]), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bottleneck", ["softvq", "vq", "kl", "ae"])
@@ -201,3 +226,33 @@ def test_200_steps_on_the_builtin_photos_halve_the_loss(tmp_path, bottleneck):
         assert 0 < logged[-2]["codebook_usage"] <= 1
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert not torch.equal(tokenizer.latent_std, torch.ones_like(tokenizer.latent_std))
+
+
+def test_probe_learns_and_measures(tmp_path):
+    """Better than chance (1/14) on held-out crops after 60 steps; distances order pictures."""
+    recipe = load_recipe(
+        ProbeRecipe,
+        "probe",
+        ["height=32", "width=32", "channels=8", "train.images=1920", "train.batch=32"],
+    )
+    assert train_probe(recipe, tmp_path)
+    assert lines(tmp_path)[-1]["held_out_accuracy"] > 0.3
+    probe = Probe.from_pretrained(tmp_path)
+    store = open_store("builtin", "val", (32, 32), tmp_path / "photos", 1.0)
+    pictures = np.asarray(store.images)
+    blurred = np.repeat(np.repeat(pictures[:, ::4, ::4], 4, 1), 4, 2)
+    real = probe_features(probe, pictures)
+    assert real.shape == (len(store), 32)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(real, probe_features(probe, blurred)) > 0.01
+    with pytest.raises(UserError, match="train one at their size"):
+        probe_features(probe, pictures[:, :16])
+
+
+def test_probe_needs_classes(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(12):
+        Image.new("RGB", (40, 40), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    recipe = load_recipe(ProbeRecipe, "probe", [f"data.source={tmp_path / 'photos'}"])
+    with pytest.raises(UserError, match="2 or more classes"):
+        train_probe(recipe, tmp_path / "run")

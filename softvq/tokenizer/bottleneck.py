@@ -90,6 +90,7 @@ class SoftVQ(Bottleneck):
         self.l2_norm = config.l2_norm
         self.entropy_weight = config.entropy_weight
         self.entropy_tau = config.entropy_tau
+        self.entropy_pooled = config.entropy_pooled
         self.embedding = nn.Parameter(
             torch.empty(config.codebooks, config.codebook_size, config.channels)
         )
@@ -127,7 +128,8 @@ class SoftVQ(Bottleneck):
                 indices=nearest.unflatten(1, (z.shape[0], -1)).transpose(0, 1).flatten(1, 2),
             )
             if self.training:
-                gap = torch.stack([entropy_gap(one / self.entropy_tau) for one in logits]).mean()
+                groups = logits.flatten(0, 1)[None] if self.entropy_pooled else logits
+                gap = torch.stack([entropy_gap(one / self.entropy_tau) for one in groups]).mean()
                 tokens.losses["entropy"] = self.entropy_weight * gap
                 offsets = torch.arange(codebooks, device=z.device)[:, None] * size
                 tokens.stats |= codebook_stats(nearest + offsets, codebooks * size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
-from softvq.io import load_model, save_model
+from softvq.io import load_model, read_config, save_model
 from softvq.layers import sincos_2d
 from softvq.tokenizer.bottleneck import BOTTLENECKS, Tokens
 from softvq.tokenizer.vit import STEMS, Decoder, Encoder
@@ -25,6 +25,8 @@ class TokenizerConfig:
     tau, entropy_tau: temperatures of the assignment and of its entropy term.
     gain: rescale soft mixtures by one learned factor (SoftVQ).
     entropy_weight, commitment, kl_weight: weights of the bottleneck's own losses.
+    entropy_pooled: average assignments over all codebooks, as if codeword k of each were the same
+        one, which is how the published weights were trained; False: one entropy per codebook.
     stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
     """
 
@@ -52,8 +54,20 @@ class TokenizerConfig:
     stem: str = "patch"
     class_token: bool = True
     layer_scale: float | None = 1e-5
+    entropy_pooled: bool = False
 
     def __post_init__(self) -> None:
+        for name in (
+            "height",
+            "width",
+            "patch",
+            "tokens",
+            "channels",
+            "codebook_size",
+            "codebooks",
+        ):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.bottleneck not in BOTTLENECKS:
             raise UserError(f"bottleneck '{self.bottleneck}' is none of {', '.join(BOTTLENECKS)}")
         if self.stem not in STEMS:
@@ -165,6 +179,16 @@ class Tokenizer(nn.Module):
         save_model(self, directory, half)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "Tokenizer":
-        """Load what :meth:`save_pretrained` wrote, strictly. Raises UserError."""
+    def from_pretrained(cls, directory: str | Path, num_heads: int | None = None) -> "Tokenizer":
+        """Load strictly what :meth:`save_pretrained` or the reference implementation wrote.
+
+        ``num_heads``: attention heads of a checkpoint of the reference, whose config does not say
+        them; None takes those of the timm models it names. Raises UserError.
+        """
+        from softvq.interop import reference  # which imports this module
+
+        if reference.recognises(read_config(Path(directory))):
+            return reference.load_reference(directory, num_heads)
+        if num_heads is not None:
+            raise UserError(f"{directory}: num_heads is read from its config.json, not given")
         return load_model(cls, TokenizerConfig, directory)

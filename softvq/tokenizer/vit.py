@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softvq.errors import UserError
 from softvq.layers import Attention, Mlp
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2] % self.patch or images.shape[-1] % self.patch:
-            raise ValueError(
+            raise UserError(
                 f"image size {tuple(images.shape[-2:])} is not divisible by the patch {self.patch}"
             )
         patches = self.patch_embed(images)
