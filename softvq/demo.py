@@ -20,7 +20,7 @@ from softvq.data import BUILTIN, Store, open_store
 from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
 from softvq.pipeline import Pipeline, model_folder
-from softvq.recipe import DataConfig, TokenizerRecipe, TrainConfig, load_recipe
+from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
 from softvq.tokenizer import Tokenizer
 from softvq.train.tokenizer import reconstruct_all, train_tokenizer
@@ -31,6 +31,7 @@ GUIDANCE = 2.0
 BATCH = 64
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
 SHOWN = 128  # pixels that the report gives to a picture's side, about
+GENTLE = 0.15  # learning rates of fine-tuning, as a share of the recipe's
 PROBE_STEPS = 20  # optimizer steps of the speed measurement
 TRAINING_SHARE = 0.85  # of the time asked for; the rest goes into evaluation and checkpoints
 
@@ -110,34 +111,38 @@ def fine_tuning_recipe(folder: Path, start: Path, minutes: float) -> TokenizerRe
     """The recipe of the run in ``folder``, or a new one that takes about ``minutes`` here."""
     if (folder / "recipe.yaml").is_file():
         return load_recipe(TokenizerRecipe, str(folder / "recipe.yaml"), [])
-    probe = TokenizerRecipe(
-        data=DataConfig(source="builtin", margin=1.25),
+    base = load_recipe(TokenizerRecipe, "small", [])
+    count = PROBE_STEPS * base.train.batch
+    schedule = replace(
+        base.train,
+        images=count,
+        lr=GENTLE * base.train.lr,
+        muon_lr=GENTLE * base.train.muon_lr,
+        warmup=count // 2,
+        log_every=count // 2,
+        evaluate_every=count,
+        checkpoint_every=count,
+    )
+    probe = replace(
+        base,
+        data=replace(base.data, source="builtin"),
         model=Tokenizer.from_pretrained(start).config,
-        train=TrainConfig(
-            images=PROBE_STEPS * BATCH,
-            batch=BATCH,
-            lr=3e-4,
-            muon_lr=3e-3,
-            warmup=10 * BATCH,
-            log_every=PROBE_STEPS * BATCH // 2,
-            evaluate_every=10**9,
-            checkpoint_every=10**9,
-        ),
+        train=schedule,
         init=str(start),
     )
-    print(f"measuring the speed of training on {probe.train.images:,} crops")
+    print(f"measuring the speed of training on {count:,} crops")
     with tempfile.TemporaryDirectory() as scratch:
         if not train_tokenizer(probe, Path(scratch)):
             raise KeyboardInterrupt
-        speeds = [x["images_per_second"] for x in metrics(Path(scratch), "images_per_second")]
-    batches = max(PROBE_STEPS, round(TRAINING_SHARE * minutes * 60 * speeds[-1] / BATCH))
-    total = batches * BATCH
+        speed = metrics(Path(scratch), "images_per_second")[-1]["images_per_second"]
+    batches = round(TRAINING_SHARE * minutes * 60 * speed / schedule.batch)
+    total = max(PROBE_STEPS, batches) * schedule.batch
     schedule = replace(
-        probe.train,
+        schedule,
         images=total,
-        log_every=max(BATCH, total // 50),
-        evaluate_every=max(BATCH, total // 5),
-        checkpoint_every=max(BATCH, total // 5),
+        log_every=max(schedule.batch, total // 50),
+        evaluate_every=max(schedule.batch, total // 5),
+        checkpoint_every=max(schedule.batch, total // 5),
     )
     return replace(probe, train=schedule)
 

@@ -81,7 +81,7 @@ class TokenizerContract:
             tokenizer.encode(photos(1, 30, 32))
 
     def test_normalize_and_back(self, tokenizer):
-        latents = tokenizer.encode(photos()).latents
+        latents = 3 + 2 * torch.randn(4, self.config.tokens, self.config.channels)
         tokenizer.latent_mean.copy_(latents.mean((0, 1)))
         tokenizer.latent_std.copy_(latents.std((0, 1)))
         unit = tokenizer.normalize(latents)

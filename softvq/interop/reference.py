@@ -94,6 +94,8 @@ RENAMED = {
 }
 # Never read by a forward pass: the decoder's patch embedding and the record of used codewords.
 DEAD = ("decoder.model.patch_embed.", "quantize.codebook_used")
+# Our tensors whose rows are the pixels of a patch: colour first here, colour last there.
+PIXELS = ("decoder.to_pixels.weight", "decoder.to_pixels.bias")
 ALIGNMENT = ("repa_model.", "projection.")  # the alignment teacher and the head that meets it
 
 
@@ -129,6 +131,8 @@ def from_reference(
     ours = named_tensors(tokenizer)
     check_fit({reference_key(key): value for key, value in ours.items()}, state, where)
     loaded = {key: state[reference_key(key)] for key in ours}
+    for key in PIXELS:
+        loaded[key] = colour_first(loaded[key])
     for buffer, field in {"latent_mean": "vq_mean", "latent_std": "vq_std"}.items():
         loaded[buffer] = torch.full_like(getattr(tokenizer, buffer), config[field])
     tokenizer.load_state_dict(loaded)
@@ -154,6 +158,16 @@ def reference_key(key: str) -> str:
     for pattern, replacement in RENAMED.items():
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def colour_first(rows: Tensor) -> Tensor:
+    """Rows of a patch's pixels, [patch * patch * 3, ...] -> [3 * patch * patch, ...]."""
+    return rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+
+
+def colour_last(rows: Tensor) -> Tensor:
+    """The inverse of :func:`colour_first`."""
+    return rows.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def named_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -259,7 +273,10 @@ def timm_name(heads: int) -> str:
 def reference_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """A tokenizer's tensors under the reference's names, dead ones included as zeros."""
     config = tokenizer.config
-    state = {reference_key(key): value for key, value in named_tensors(tokenizer).items()}
+    ours = named_tensors(tokenizer)
+    for key in PIXELS:
+        ours[key] = colour_last(ours[key])
+    state = {reference_key(key): value for key, value in ours.items()}
     bias = state["decoder.model.norm.bias"]
     dead = {"decoder.model.patch_embed.proj.bias": list(bias.shape)}
     dead["decoder.model.patch_embed.proj.weight"] = [*bias.shape, 3, config.patch, config.patch]

@@ -49,16 +49,20 @@ def codebook_stats(indices: Tensor, size: int) -> dict[str, Tensor]:
     return {"codebook_usage": (counts > 0).float().mean(), "codebook_perplexity": perplexity}
 
 
-def entropy_gap(logits: Tensor) -> Tensor:
+def entropy_gap(logits: Tensor, eps: float = 1e-5) -> Tensor:
     """H(q) - H(E q) of soft assignments, logits [T, K] -> scalar (Chen et al. 2025, eq. 5).
 
     Small when each token is sure (first term) and the batch uses the whole codebook (second).
     The per-token entropy is logsumexp minus the expected logit, so no log-probabilities are kept.
+    ``eps`` keeps the logarithm of a codeword that nothing uses finite.
     """
+    # Logits in the thousands (a distance over 0.01) cancel badly in float32; their largest at 0
+    # changes no probability.
+    logits = logits - logits.detach().amax(dim=-1, keepdim=True)
     q = logits.softmax(dim=-1)
     sample = (torch.logsumexp(logits, dim=-1) - (q * logits).sum(dim=-1)).mean()
     mean = q.mean(dim=0)
-    return sample + (mean * torch.log(mean + 1e-5)).sum()
+    return sample + (mean * torch.log(mean + eps)).sum()
 
 
 class Bottleneck(nn.Module):
@@ -118,7 +122,8 @@ class SoftVQ(Bottleneck):
             if self.l2_norm:
                 segments, keys = F.normalize(segments, dim=-1), F.normalize(keys, dim=-1)
             logits = segments @ keys.detach().transpose(1, 2)  # [G, T, K]
-            mixed = (logits / self.tau).softmax(dim=-1) @ keys
+            weights = (logits / self.tau).softmax(dim=-1)
+            mixed = weights @ keys
             latents = mixed.unflatten(1, (z.shape[0], -1)).transpose(0, 1).flatten(1, 2)
             if self.gain is not None:
                 latents = latents * self.gain
@@ -129,12 +134,14 @@ class SoftVQ(Bottleneck):
             )
             if self.training:
                 groups = logits.flatten(0, 1)[None] if self.entropy_pooled else logits
-                gap = torch.stack([entropy_gap(one / self.entropy_tau) for one in groups]).mean()
+                gaps = [entropy_gap(one / self.entropy_tau, eps=1e-6) for one in groups]
+                gap = torch.stack(gaps).mean()
                 tokens.losses["entropy"] = self.entropy_weight * gap
                 offsets = torch.arange(codebooks, device=z.device)[:, None] * size
                 tokens.stats |= codebook_stats(nearest + offsets, codebooks * size)
                 cosine = F.cosine_similarity(segments.detach(), mixed.detach(), dim=-1)
                 tokens.stats["soft_cosine"] = cosine.mean()
+                tokens.stats["soft_peak"] = weights.detach().amax(dim=-1).mean()
             return tokens
 
 

@@ -1,0 +1,469 @@
+"""Number for number with the reference implementation, and its checkpoints opened and written.
+
+``pytest tests/test_reference.py -k golden -rP`` prints every tensor's error over its tolerance.
+"""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from contract import photos, small
+from safetensors import safe_open
+from torch.distributions import Normal, kl_divergence
+
+from softvq.errors import UserError
+from softvq.interop import reference
+from softvq.interop.reference import (
+    FIXED,
+    KNOWN,
+    UNUSED,
+    export_reference,
+    from_reference,
+    reference_key,
+    reference_state,
+)
+from softvq.io import load_tensors, save_tensors
+from softvq.recipe import TokenizerRecipe, load_recipe
+from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
+
+# The first folder is in the repository and holds parts of some files; the other holds everything,
+# where the acceptance material lies beside the repository.
+HERE = Path(__file__).parent / "golden"
+BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "model"
+HUB = BESIDE / "hub_tok_softvq_cb4_l2"
+
+TOKENIZERS = [
+    HERE / "tok_softvq_32tok_patch8",
+    BESIDE / "tok_softvq_cb4_l2",
+    BESIDE / "tok_softvq_cb1_nol2",
+    BESIDE / "tok_softvq_32tok_patch8",
+    BESIDE / "tok_vq",
+    BESIDE / "tok_kl",
+]
+SOFT = [
+    HERE / "quant_soft_cb1_nol2",
+    BESIDE / "quant_soft_cb1_nol2",
+    BESIDE / "quant_soft_cb4_l2",
+]
+VQ = [HERE / "quant_vq_nol2", BESIDE / "quant_vq_nol2", BESIDE / "quant_vq_l2"]
+KL = [HERE / "kl_tokens", BESIDE / "kl_tokens"]
+
+
+class Golden:
+    """One golden file: its tensors, its settings, and a comparison by its own tolerances."""
+
+    def __init__(self, path: Path):
+        self.name = f"{path.parent.name}/{path.name}"
+        with safe_open(path.with_suffix(".safetensors"), "pt") as file:
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}
+            metadata = file.metadata()
+        if "tolerances" in metadata:
+            self.tolerances = json.loads(metadata["tolerances"])
+        else:
+            index = json.loads((path.parent / "INDEX.json").read_text())[path.name]["tensors"]
+            self.tolerances = {k: v["tol_abs"] for k, v in index.items() if "tol_abs" in v}
+        self.config = json.loads(metadata["config"])
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
+    def starting(self, prefix: str) -> dict[str, torch.Tensor]:
+        found = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        assert found
+        return found
+
+    def check(self, key: str, value: torch.Tensor) -> None:
+        assert value.shape == self[key].shape
+        error = (value.double() - self[key].double()).abs().max().item()
+        ratio = error / self.tolerances[key]
+        print(f"{self.name:40} {key:50} {ratio:8.4f}")
+        assert ratio <= 1, f"{key}: off by {error}, {self.tolerances[key]} allowed"
+
+
+def opened(paths: list[Path]):
+    """Parametrises ``golden`` with those of the files that are here."""
+
+    def named(path: Path) -> str:
+        return f"{path.parent.parent.name}-{path.name}"
+
+    @pytest.fixture(params=paths, ids=named)
+    def golden(request):
+        if not request.param.with_suffix(".safetensors").is_file():
+            pytest.skip(f"{request.param} is not here")
+        return Golden(request.param)
+
+    return golden
+
+
+tokenizer_golden, soft_golden, vq_golden, kl_golden = map(opened, (TOKENIZERS, SOFT, VQ, KL))
+
+
+def config_of(golden: Golden) -> dict:
+    """The reference's flat config of a golden tokenizer."""
+    given = golden.config
+    return FIXED | UNUSED | {
+        "image_size": given["img"],
+        "base_image_size": given["img"],
+        "enc_patch_size": given["patch"],
+        "dec_patch_size": given["patch"],
+        "num_latent_tokens": given["T"],
+        "codebook_size": given["n_e"],
+        "codebook_embed_dim": given["dim"],
+        "num_codebooks": given["cb"],
+        "codebook_l2_norm": given["l2"],
+        "entropy_loss_ratio": given["ent"],
+        "tau": given["tau"],
+        "commit_loss_beta": 0.25,
+        "kl_loss_weight": 1e-6,
+        "encoder_model": "vit_small_patch14_dinov2.lvd142m",
+        "decoder_model": "vit_small_patch14_dinov2.lvd142m",
+        "vq_mean": 0.0,
+        "vq_std": 1.0,
+    }  # fmt: skip
+
+
+def as_reference(key: str, value: torch.Tensor) -> torch.Tensor:
+    """A tensor of ours in the reference's order of rows."""
+    return reference.colour_last(value) if key in reference.PIXELS else value
+
+
+# The reference's names for our losses and statistics.
+LOSSES = {"entropy_loss": "entropy", "vq_loss": "codebook", "commit_loss": "commitment"}
+STATS = {"zq_z_cos": "soft_cosine", "max_probs": "soft_peak"}
+
+
+def in_codebook_order(indices: torch.Tensor, codebooks: int) -> torch.Tensor:
+    """Our indices [B, L] -> [codebooks, B * L / codebooks], as the reference first has them."""
+    return indices.unflatten(1, (codebooks, -1)).transpose(0, 1).flatten(1)
+
+
+def check_indices(golden: Golden, indices: torch.Tensor) -> None:
+    """The reference views indices by codebook as if they were by image: the mapping to that."""
+    wrong = in_codebook_order(indices, golden.config["cb"]).view(golden["out.indices"].shape)
+    assert torch.equal(wrong, golden["out.indices"])
+
+
+def test_golden_tokenizers(tokenizer_golden):
+    golden = tokenizer_golden
+    net = from_reference(config_of(golden), golden.starting("sd."), golden.config["heads"])
+    images, is_kl = golden["in.x"], "in.noise" in golden
+    with torch.no_grad():
+        features = net.encoder(images)
+        golden.check("out.encoder_tokens", features)
+        golden.check("out.quant_conv", net.to_latent(features))
+        reconstruction, tokens = net(images)
+        golden.check("out.rec_mode" if is_kl else "out.rec", reconstruction)
+        golden.check("out.post_mean" if is_kl else "out.quant", tokens.latents)
+        if is_kl:
+            golden.check("out.post_logvar", tokens.posterior[1])
+    net.train()
+    with mock.patch("torch.randn_like", lambda mean: golden["in.noise"]):
+        reconstruction, tokens = net(images)
+    golden.check("out.train_rec", reconstruction)
+    if is_kl:
+        golden.check("out.z", tokens.latents)
+        golden.check("out.rec", reconstruction)
+        golden.check("out.train_kl_term", tokens.losses["kl"])
+    else:
+        for theirs, ours in LOSSES.items():
+            golden.check(f"out.train_{theirs}", tokens.losses.get(ours, torch.zeros(())))
+    if not is_kl:
+        check_indices(golden, tokens.indices)
+    if net.config.bottleneck == "softvq":
+        for theirs, ours in STATS.items():
+            golden.check(f"out.{theirs}", tokens.stats[ours])
+    loss = (reconstruction * golden["in.w"]).mean() + sum(tokens.losses.values())
+    golden.check("out.train_loss", loss)
+    loss.backward()
+    ours = {reference_key(key): key for key, _ in net.named_parameters()}
+    for key in golden.starting("grad."):
+        gradient = net.get_parameter(ours[key]).grad
+        golden.check(f"grad.{key}", as_reference(ours[key], gradient))
+
+
+def bottleneck_of(golden: Golden, kind: str) -> torch.nn.Module:
+    given = golden.config
+    config = TokenizerConfig(
+        tokens=given["T"],
+        channels=given["dim"],
+        bottleneck=kind,
+        codebook_size=given["n_e"],
+        codebooks=given.get("cb", 1),
+        l2_norm=given["l2"],
+        entropy_weight=given["ent"],
+        entropy_pooled=True,
+    )
+    made = BOTTLENECKS[kind](config)
+    state = golden.starting("sd.")
+    state.pop("codebook_used", None)
+    made.load_state_dict(state)
+    return made
+
+
+def check_bottleneck(golden: Golden, made: torch.nn.Module):
+    """Latents, losses and gradients of a bottleneck alone; returns the tokens of training."""
+    z = golden["in.z"].clone().requires_grad_()
+    golden.check("out.quant_eval", made.eval()(z).latents)
+    tokens = made.train()(z)
+    golden.check("out.quant_train", tokens.latents)
+    for theirs, ours in LOSSES.items():
+        golden.check(f"out.{theirs}", tokens.losses.get(ours, torch.zeros(())))
+    ((tokens.latents * golden["in.w"]).sum() + sum(tokens.losses.values())).backward()
+    golden.check("out.grad_z", z.grad)
+    for key in golden.starting("grad."):
+        golden.check(f"grad.{key}", made.get_parameter(key).grad)
+    return tokens
+
+
+def test_golden_soft_quantisation(soft_golden):
+    golden = soft_golden
+    tokens = check_bottleneck(golden, bottleneck_of(golden, "softvq"))
+    for theirs, ours in STATS.items():
+        golden.check(f"out.{theirs}", tokens.stats[ours])
+    check_indices(golden, tokens.indices)
+    # Of each step, the reference keeps one token per codebook, and not of the codebook it writes
+    # to. Its usage counts what the record was filled with at the start as codeword 0.
+    codebooks = golden.config["cb"]
+    right = in_codebook_order(tokens.indices, codebooks)
+    record = torch.zeros_like(golden["out.codebook_used_tail_after"])
+    record[:, -codebooks:] = right[:, :codebooks].T
+    assert torch.equal(record, golden["out.codebook_used_tail_after"])
+    used = sum(len(row.unique()) for row in record) / codebooks
+    golden.check("out.usage", torch.tensor(used / golden.config["n_e"]))
+    assert tokens.stats["codebook_usage"] > 2 * golden["out.usage"]
+
+
+def test_pooled_entropy_depends_on_an_order_of_codewords_that_means_nothing():
+    """Why one entropy per codebook is right, and the released one is not."""
+    losses = {}
+    for pooled in (False, True):
+        torch.manual_seed(0)
+        config = small(codebooks=2, entropy_pooled=pooled, entropy_weight=1.0)
+        soft = BOTTLENECKS["softvq"](config).train()
+        soft.init_weights()
+        z = torch.randn(16, 8, 16)
+        before = soft(z).losses["entropy"]
+        with torch.no_grad():
+            soft.embedding[1] = soft.embedding[1].flip(0)
+        losses[pooled] = (before, soft(z).losses["entropy"])
+    torch.testing.assert_close(*losses[False])
+    assert (losses[True][0] - losses[True][1]).abs() > 1e-3
+
+
+def test_golden_vector_quantisation(vq_golden):
+    golden = vq_golden
+    tokens = check_bottleneck(golden, bottleneck_of(golden, "vq"))
+    assert torch.equal(tokens.indices.flatten(), golden["out.indices"])
+    # Its usage counts what the record was filled with at the start as codeword 0.
+    used = len(torch.cat([tokens.indices.flatten(), torch.zeros(1)]).unique())
+    golden.check("out.usage", torch.tensor(used / golden.config["n_e"]))
+
+
+def test_golden_posterior(kl_golden):
+    golden = kl_golden
+    tokens, channels = golden["in.params"].shape[1], golden["in.params"].shape[2] // 2
+    config = TokenizerConfig(bottleneck="kl", tokens=tokens, channels=channels)
+    made = BOTTLENECKS["kl"](config)
+    kept = made.eval()(golden["in.params"])
+    mean, logvar = kept.posterior
+    golden.check("out.mode", kept.latents)
+    golden.check("out.mean", mean)
+    golden.check("out.logvar", logvar)
+    golden.check("out.std", torch.exp(0.5 * logvar))
+    golden.check("out.var", logvar.exp())
+    made.train()
+    with mock.patch("torch.randn_like", lambda mean: golden["in.noise"]):
+        golden.check("out.sample", made(golden["in.params"]).latents)
+    golden.check("out.kl", torch.stack([made(z[None]).stats["kl"] for z in golden["in.params"]]))
+    # A posterior is all that torch's own distribution needs.
+    other = made(golden["in.other"]).posterior
+    ours, theirs = (Normal(m, torch.exp(0.5 * v)) for m, v in ((mean, logvar), other))
+    golden.check("out.kl_other", kl_divergence(ours, theirs).sum((1, 2)))
+    golden.check("out.nll", -ours.log_prob(golden["in.sample_pt"]).sum((1, 2)))
+
+
+def test_released_directory_opens_and_reconstructs():
+    if not HUB.is_dir():
+        pytest.skip(f"{HUB} is not here")
+    golden = Golden(BESIDE / HUB.name.removeprefix("hub_"))
+    net = Tokenizer.from_pretrained(HUB, num_heads=golden.config["heads"])
+    assert not net.training
+    with torch.no_grad():
+        golden.check("out.rec", net(golden["in.x"])[0])
+    assert sorted(KNOWN) == sorted(json.loads((HUB / "config.json").read_text()))
+
+
+def random_tokenizer(**changes) -> Tokenizer:
+    """A tokenizer that the reference could have, with no two weights alike."""
+    torch.manual_seed(0)
+    net = Tokenizer(small(**({"layer_scale": 1e-5, "entropy_pooled": True} | changes)))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    net.latent_mean.fill_(0.25)
+    net.latent_std.fill_(0.07)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"codebooks": 4}, {"bottleneck": "vq"}, {"bottleneck": "kl"}, {"bottleneck": "ae"}],
+    ids=["softvq", "vq", "kl", "ae"],
+)
+def test_round_trip(changes, tmp_path):
+    net = random_tokenizer(**changes)
+    export_reference(net, tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path, num_heads=2)
+    assert again.config == net.config and not again.training
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in net.state_dict().items())
+    assert torch.equal(again.reconstruct(photos()), net.reconstruct(photos()))
+    export_reference(again, tmp_path / "twice")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+def test_means_per_channel_are_pooled(tmp_path):
+    net = random_tokenizer()
+    latents = torch.randn(100, 16) * torch.linspace(0.5, 2, 16) + torch.linspace(-1, 1, 16)
+    net.latent_mean.copy_(latents.mean(0))
+    net.latent_std.copy_(latents.std(0, correction=0))
+    export_reference(net, tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path, num_heads=2)
+    torch.testing.assert_close(again.latent_mean, latents.mean().expand(16))
+    torch.testing.assert_close(again.latent_std, latents.std(correction=0).expand(16))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    export_reference(random_tokenizer(), tmp_path)
+    return tmp_path
+
+
+def edit(directory: Path, tensors=lambda state: {}, **fields) -> None:
+    """Change tensors and fields of a directory; None takes one away."""
+    state = load_tensors(directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    for values, changes in ((state, tensors(state)), (config, fields)):
+        values |= changes
+        for key in [key for key, value in values.items() if value is None]:
+            del values[key]
+    save_tensors(state, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def test_alignment_teacher_and_dead_tensors_are_dropped(directory):
+    net = Tokenizer.from_pretrained(directory, num_heads=2)
+    teacher = {"repa_model.cls_token": torch.ones(1), "projection.0.weight": torch.ones(1)}
+    edit(directory, lambda state: teacher, repa=True)
+    dead = {"decoder.model.patch_embed.proj.weight": None, "quantize.codebook_used": None}
+    edit(directory, lambda state: dead)
+    again = Tokenizer.from_pretrained(directory, num_heads=2)
+    assert torch.equal(again.reconstruct(photos()), net.reconstruct(photos()))
+    edit(directory, repa=False)
+    with pytest.raises(UserError, match="extra projection.0.weight; extra repa_model.cls"):
+        Tokenizer.from_pretrained(directory, num_heads=2)
+
+
+def test_every_fault_of_the_tensors_is_listed(directory):
+    edit(
+        directory,
+        lambda state: {
+            "quant_conv.bias": None,
+            "quantize.embedding": None,
+            "decoder.model.norm.weight": torch.ones(63),
+            "encoder.model.reg_token": torch.ones(1, 4, 64),
+        },
+    )
+    with pytest.raises(UserError) as caught:
+        Tokenizer.from_pretrained(directory, num_heads=2)
+    for fault in (
+        "missing quant_conv.bias",
+        "missing quantize.embedding",
+        "extra encoder.model.reg_token",
+        "decoder.model.norm.weight is [63], expected [64]",
+    ):
+        assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tauu": 0.1}, "unknown key 'tauu'; did you mean 'tau'"),
+        ({"tau": None, "vq_std": None}, "the config lacks tau, vq_std"),
+        ({"use_rope": True, "dec_type": "cnn"}, "not supported: dec_type 'cnn', use_rope True"),
+        ({"dec_patch_size": 4}, "dec_patch_size 4 other than the encoder's"),
+        ({"num_latent_tokens": 4}, r"latent_tokens is \[1, 8, 64\], expected \[1, 4, 64\]"),
+    ],
+)
+def test_other_configs_say_what_is_wrong(directory, fields, message):
+    edit(directory, **fields)
+    with pytest.raises(UserError, match=message):
+        Tokenizer.from_pretrained(directory, num_heads=2)
+
+
+def test_heads_come_from_the_name_or_the_user(directory, tmp_path):
+    with pytest.raises(UserError, match="width 64 is not divisible by 6 heads; give num_heads"):
+        Tokenizer.from_pretrained(directory)
+    edit(directory, decoder_model="vit_giant_patch14_dinov2.lvd142m", encoder_model="vit_large_x")
+    with pytest.raises(UserError, match="heads of 'vit_giant_patch14_dinov2.lvd142m' are not kno"):
+        Tokenizer.from_pretrained(directory)
+    edit(directory, decoder_model="vit_large_patch14_dinov2.lvd142m")
+    assert Tokenizer.from_pretrained(directory).config.encoder_heads == 16
+    ours = tmp_path / "ours"
+    random_tokenizer().save_pretrained(ours)
+    with pytest.raises(UserError, match="num_heads is read from its config.json"):
+        Tokenizer.from_pretrained(ours, num_heads=2)
+
+
+def test_export_says_what_the_reference_cannot_express(tmp_path):
+    net = random_tokenizer(width=40, stem="conv", class_token=False, layer_scale=None, gain=True)
+    with pytest.raises(UserError, match="height other than width, stem conv, no class_token, no "
+                                        "layer_scale, gain$"):  # fmt: skip
+        export_reference(net, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# Millions of trainable parameters where they are known; the reference counts its dead ones.
+PUBLISHED = {
+    "softvq-s-64": 44.84,
+    "softvq-b-64": 173.56,
+    "softvq-bl-64": None,
+    "softvq-l-64": 608.92,
+    "softvq-b-32": None,
+    "softvq-bl-32": None,
+    "softvq-l-32": None,
+    "softvq-bl-64-512": None,
+    "softvq-l-32-512": None,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_have_the_published_parameters(name):
+    recipe = load_recipe(TokenizerRecipe, name, [])
+    with torch.device("meta"):
+        net = Tokenizer(recipe.model)
+    shapes = {key: list(value.shape) for key, value in reference_state(net).items()}
+    if name == "softvq-l-64":
+        manifest = json.loads((HERE / "manifest_softvq-l-64.json").read_text())
+        expected = {
+            key.replace("*", str(block)): shape
+            for key, shape in manifest.items()
+            for block in range(24)
+        }
+        assert shapes == expected
+    tensors = reference_state(net)
+    tensors.pop("quantize.codebook_used")
+    millions = sum(value.numel() for value in tensors.values()) / 1e6
+    if PUBLISHED[name]:
+        assert millions == pytest.approx(PUBLISHED[name], abs=0.005)
+    _, size, tokens, *pixels = name.split("-")
+    assert (recipe.model.tokens, recipe.model.channels) == (int(tokens), 2048 // int(tokens))
+    assert recipe.model.height == recipe.model.width == int(*pixels or (256,))
+    widths = {"s": 384, "b": 768, "l": 1024}
+    assert recipe.model.encoder_width == widths[size[0]]
+    assert recipe.model.decoder_width == widths[size[-1]]
