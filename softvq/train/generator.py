@@ -105,7 +105,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     photos = open_store(data.source, "train", size, folder / "photos", data.margin, data.fit)
     held_out = open_store(data.source, "val", size, folder / "photos", 1.0, data.fit)
     claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of encoding
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     tokenizer.to(state.device)
     tokens = folder / "tokens"
     with state.main_process_first():  # the others find the files that it wrote

@@ -157,7 +157,8 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
     written first). Raises UserError if the loss or a gradient stops being finite.
     """
     claim(folder, recipe)
-    accelerator = Accelerator()
+    # Told so, accelerate joins the processes of torchrun on CPUs too.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     autocast = torch.autocast(
         accelerator.device.type, torch.bfloat16, resolve_precision(config.precision) == "bf16"
     )
