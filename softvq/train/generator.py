@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from softvq import images
-from softvq.data import Positions, open_store
+from softvq.data import Positions
 from softvq.errors import UserError
 from softvq.generator.path import TIMES, Linear, training_loss
 from softvq.generator.transformer import SiT, SiTConfig
@@ -19,6 +19,7 @@ from softvq.recipe import GeneratorRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import TokenSet, fingerprint, read_tokens, write_tokens
 from softvq.train.loop import claim, train
+from softvq.train.photos import open_photos
 
 PATH = Linear()
 ROWS, COLUMNS = 10, 4  # of the picture of samples: classes, and images of each
@@ -101,16 +102,14 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     """
     tokenizer = load_tokenizer(recipe.tokenizer)
     size = (tokenizer.config.height, tokenizer.config.width)
-    data = recipe.data
-    photos = open_store(data.source, "train", size, folder / "photos", data.margin, data.fit)
-    held_out = open_store(data.source, "val", size, folder / "photos", 1.0, data.fit)
+    photos, held_out = open_photos(recipe.data, size, folder)
     claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of encoding
     state = PartialState(cpu=not torch.accelerator.is_available())
     tokenizer.to(state.device)
     tokens = folder / "tokens"
     with state.main_process_first():  # the others find the files that it wrote
         write_tokens(
-            tokens / "train", tokenizer, photos, recipe.views, data.flip, recipe.train.seed
+            tokens / "train", tokenizer, photos, recipe.views, recipe.data.flip, recipe.train.seed
         )
         write_tokens(tokens / "val", tokenizer, held_out)
     made_by = fingerprint(tokenizer)

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from softvq.data import Crops, Positions, Store, fixed_batches, open_store
+from softvq.data import Store, fixed_batches
 from softvq.errors import UserError
 from softvq.evaluate.probe import Probe, ProbeConfig
 from softvq.recipe import ProbeRecipe, recipe_yaml
 from softvq.train.loop import train
+from softvq.train.photos import crop_batches, open_photos
 
 
 class ProbeTask:
@@ -31,9 +31,7 @@ class ProbeTask:
 
     def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[Tensor, Tensor]]:
         data, config = self.recipe.data, self.recipe.train
-        crops = Crops(self.train_photos, flip=data.flip, seed=config.seed)
-        order = Positions(len(crops), config.batch, config.images, start, config.seed, rank, world)
-        return DataLoader(crops, batch_sampler=order, num_workers=data.workers)
+        return crop_batches(self.train_photos, data, config, start, rank, world)
 
     def loss(
         self, net: nn.Module, batch: tuple[Tensor, Tensor]
@@ -60,8 +58,6 @@ class ProbeTask:
 
 def train_probe(recipe: ProbeRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
-    size, data = (recipe.height, recipe.width), recipe.data
-    photos = open_store(data.source, "train", size, folder / "photos", data.margin, data.fit)
-    held_out = open_store(data.source, "val", size, folder / "photos", 1.0, data.fit)
+    photos, held_out = open_photos(recipe.data, (recipe.height, recipe.width), folder)
     task = ProbeTask(recipe, photos, held_out)
     return train(task, recipe.train, folder, recipe_yaml(recipe))

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from softvq import images
-from softvq.data import Crops, Positions, Store, fixed_batches, open_store
+from softvq.data import Crops, Store, fixed_batches
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.io import load_strictly
 from softvq.recipe import TokenizerRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.objective import objective
 from softvq.train.loop import train
+from softvq.train.photos import crop_batches, open_photos
 
 SHOWN = 16  # pictures in a grid
 STATISTICS = 2048  # photos that latent mean and std are computed from
@@ -100,8 +100,6 @@ def reconstruct_all(model: Tokenizer, photos: Store) -> tuple[np.ndarray, np.nda
 def train_tokenizer(recipe: TokenizerRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
     size = (recipe.model.height, recipe.model.width)
-    data = recipe.data
-    photos = open_store(data.source, "train", size, folder / "photos", data.margin, data.fit)
-    held_out = open_store(data.source, "val", size, folder / "photos", 1.0, data.fit)
+    photos, held_out = open_photos(recipe.data, size, folder)
     task = TokenizerTask(recipe, photos, held_out)
     return train(task, recipe.train, folder, recipe_yaml(recipe))
