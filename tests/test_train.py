@@ -24,7 +24,7 @@ from softvq.tokenizer import Tokenizer
 from softvq.train.checkpoint import load_newest, save_checkpoint
 from softvq.train.loop import average, optimizers, rate, train
 from softvq.train.probe import train_probe
-from softvq.train.tokenizer import train_tokenizer
+from softvq.train.tokenizer import TokenizerTask, train_tokenizer
 
 
 class Line:
@@ -256,3 +256,18 @@ def test_probe_needs_classes(tmp_path):
     recipe = load_recipe(ProbeRecipe, "probe", [f"data.source={tmp_path / 'photos'}"])
     with pytest.raises(UserError, match="2 or more classes"):
         train_probe(recipe, tmp_path / "run")
+
+
+def test_init_starts_from_the_given_weights_and_wants_their_shape(tmp_path):
+    torch.manual_seed(5)
+    recipe = load_recipe(TokenizerRecipe, "tiny", [f"init={tmp_path}"])
+    trained = Tokenizer(recipe.model)
+    trained.save_pretrained(tmp_path)
+    task = TokenizerTask(recipe, None, None)
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(task.model.parameters(), trained.parameters(), strict=True)
+    )
+    other = load_recipe(TokenizerRecipe, "tiny", [f"init={tmp_path}", "model.tokens=4"])
+    with pytest.raises(UserError, match=r"not of the recipe's shape; add model.tokens=8"):
+        TokenizerTask(other, None, None)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from softvq import images
 from softvq.data import Crops, Store, fixed_batches
+from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
-from softvq.io import load_strictly
+from softvq.pipeline import load_tokenizer
 from softvq.recipe import TokenizerRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.objective import objective
@@ -30,22 +32,18 @@ class TokenizerTask:
         torch.manual_seed(recipe.train.seed)
         self.model = Tokenizer(recipe.model)
         if recipe.init:
-            trained = Tokenizer.from_pretrained(recipe.init)
-            load_strictly(self.model, trained.state_dict(), recipe.init)
+            trained = load_tokenizer(recipe.init)
+            ours, theirs = asdict(recipe.model), asdict(trained.config)
+            changes = [f"model.{key}={theirs[key]}" for key in ours if ours[key] != theirs[key]]
+            if changes:
+                raise UserError(
+                    f"{recipe.init}: not of the recipe's shape; add {' '.join(changes)}"
+                )
+            self.model.load_state_dict(trained.state_dict())
 
     def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[Tensor, Tensor]]:
-        recipe = self.recipe
-        crops = Crops(self.train_photos, flip=recipe.data.flip, seed=recipe.train.seed)
-        order = Positions(
-            len(crops),
-            recipe.train.batch,
-            recipe.train.images,
-            start,
-            recipe.train.seed,
-            rank,
-            world,
-        )
-        return DataLoader(crops, batch_sampler=order, num_workers=recipe.data.workers)
+        data, config = self.recipe.data, self.recipe.train
+        return crop_batches(self.train_photos, data, config, start, rank, world)
 
     def loss(
         self, net: nn.Module, batch: tuple[Tensor, Tensor]
