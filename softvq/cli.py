@@ -343,7 +343,7 @@ def build_parser() -> Parser:
     recipe = "name of a shipped recipe, or a YAML file"
     command.add_argument("--recipe", default="small", help=f"{recipe} (default: small)")
     command.add_argument("--data", help=DATA)
-    command.add_argument("--init", help="directory of a tokenizer to start from")
+    command.add_argument("--init", help="directory of a tokenizer to start from, or 'shipped'")
     command.add_argument("--out", required=True, help="folder of the run")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
 

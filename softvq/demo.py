@@ -274,7 +274,8 @@ def training_section(folder: Path, before: Quality, after: Quality) -> Section:
             f"{len(BUILTIN)} built-in photos, without their right-hand quarters: "
             f"{seconds / 60:.1f} minutes at {seen[-1] / seconds:.0f} images/s. These are few and "
             "peculiar photos: the change shows what training does with them, not that the "
-            "tokenizer has become better for others. The samples above are from the tokenizer as shipped."
+            "tokenizer has become better for others. The samples above are from the tokenizer as "
+            "shipped."
         ],
         tables=[
             Table(
