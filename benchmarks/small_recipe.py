@@ -1,10 +1,12 @@
 """What each choice of the small recipe is worth: one run of every arm, equal images seen.
 
-    python benchmarks/small_recipe.py --data FOLDER [--images 4000] [--arms default,adamw]
+    python benchmarks/small_recipe.py --data FOLDER [--images 4000] [--arms default,VQ]
+    python benchmarks/small_recipe.py --data FOLDER --init shipped --arms "default,L2 only"
 
 Prints a Markdown table: held-out PSNR and SSIM of the averaged weights, codebook usage of the last
 training batches, and images/s of training. Every arm is the shipped recipe ``small`` with the
-change that its name says, so only the length of the run differs from what was shipped.
+change that its name says, so only the length of the run differs from what was shipped. With
+``--init`` an arm goes on from a trained tokenizer, at 0.15 of the learning rates.
 """
 
 import argparse
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--data", default="builtin", help="folder of photos, or 'builtin'")
     parser.add_argument("--images", type=int, default=4000, help="images seen by each arm")
     parser.add_argument("--arms", help=f"some of: {', '.join(ARMS)}")
+    parser.add_argument("--init", help="directory of a tokenizer to go on from, or 'shipped'")
     args = parser.parse_args()
     names = args.arms.split(",") if args.arms else list(ARMS)
     print(
@@ -82,6 +85,8 @@ def main() -> None:
         for name in names:
             overrides, change = ARMS[name]
             length = [f"train.images={args.images}", f"train.log_every={args.images // 4}"]
+            if args.init:
+                length += [f"init={args.init}", "train.lr=3e-4", "train.muon_lr=3e-3"]
             recipe = load_recipe(TokenizerRecipe, "small", [*length, *overrides])
             size = (recipe.model.height, recipe.model.width)
             photos = open_store(args.data, "train", size, scratch, recipe.data.margin)
