@@ -62,6 +62,7 @@ ARMS = {
     "no gain": (["model.gain=false"], None),
     "L2 only": (["objective.perceptual=0"], None),
     "perceptual 0.05": (["objective.perceptual=0.05"], None),
+    "perceptual 0.1": (["objective.perceptual=0.1"], None),
     "batch 64": (["train.batch=64"], None),
     "VQ": (["model.bottleneck=vq"], None),
     "KL": (["model.bottleneck=kl"], None),

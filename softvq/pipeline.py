@@ -34,10 +34,10 @@ def model_folder(name: str | Path) -> Path:
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer saved in a directory, or the ``"shipped"`` one. Raises UserError."""
-    if name == "shipped":
-        return Tokenizer.from_pretrained(model_folder(name) / "tokenizer")
-    return Tokenizer.from_pretrained(name)
+    """The tokenizer of a directory, of a pipeline's directory, or ``"shipped"``. UserError."""
+    folder = model_folder(name)
+    inside = folder / "tokenizer"
+    return Tokenizer.from_pretrained(inside if inside.is_dir() else folder)
 
 
 class Pipeline:
