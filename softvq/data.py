@@ -404,7 +404,7 @@ def _read_index(path: Path) -> dict | None:
     """The description of a store, or None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UserError):
+    except (OSError, ValueError):
         return None
 
 
@@ -414,7 +414,7 @@ def _matching(index: Path, pixels: Path, fingerprint: str) -> dict | None:
     try:
         if meta and meta["fingerprint"] == fingerprint:
             return meta if len(np.load(pixels, mmap_mode="r")) == len(meta["names"]) else None
-    except (OSError, UserError):
+    except (OSError, ValueError):
         pass
     return None
 
