@@ -1,9 +1,11 @@
 """What 512 numbers per photo are worth without a network: a thumbnail, principal components.
 
-    python benchmarks/same_numbers.py --data FOLDER [--tokenizer DIR|shipped]
+    python benchmarks/same_numbers.py --data FOLDER
 
-Prints a Markdown table of PSNR and SSIM on the held-out photos, all at the tokenizer's size and
-with at most its number of floats. Thumbnails and components keep floats, not bytes.
+Prints a Markdown table on the held-out photos, all at the shipped tokenizer's size and with at most
+its number of floats: PSNR, SSIM, and the Frechet distance on the features of the shipped probe.
+Thumbnails and components keep floats, not bytes. Two rows give the distances a scale: other photos,
+as many of each class drawn from the training set, and uniform noise.
 """
 
 import argparse
@@ -14,8 +16,11 @@ import numpy as np
 from PIL import Image
 
 from softvq.data import open_store
+from softvq.evaluate.distances import frechet_distance
+from softvq.evaluate.model import probe_features
 from softvq.evaluate.pixels import psnr, ssim
-from softvq.pipeline import load_tokenizer
+from softvq.evaluate.probe import Probe
+from softvq.pipeline import load_tokenizer, model_folder
 from softvq.train.tokenizer import reconstruct_all
 
 
@@ -47,26 +52,46 @@ def principal_components(train: np.ndarray, pictures: np.ndarray, numbers: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of photos")
-    parser.add_argument("--tokenizer", default="shipped", help="directory, or 'shipped'")
     args = parser.parse_args()
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = load_tokenizer("shipped")
+    probe = Probe.from_pretrained(model_folder("shipped") / "probe")
     config = tokenizer.config
     numbers, size = config.tokens * config.channels, (config.height, config.width)
     with tempfile.TemporaryDirectory() as cache:
-        train = open_store(args.data, "train", size, cache, 1.0).images
+        store = open_store(args.data, "train", size, cache, 1.0)
+        train = np.asarray(store.images)
         held_out = open_store(args.data, "val", size, cache, 1.0)
         originals, rebuilt = reconstruct_all(tokenizer, held_out)
         small, side = thumbnail(originals, numbers)
-        components = principal_components(np.asarray(train), originals, numbers)
+        components = principal_components(train, originals, numbers)
     print(f"{len(originals)} held-out photos, {size[0]} x {size[1]}, {numbers} numbers each")
-    print("| | PSNR dB | SSIM |\n|---|---|---|")
+    print("| | PSNR dB | SSIM | FD |\n|---|---|---|---|")
+    real = probe_features(probe, originals)
+
+    def distance(pictures: np.ndarray) -> float:
+        return frechet_distance(real, probe_features(probe, pictures))
+
     rows = {
         f"thumbnail {side} x {side}, enlarged": small,
         f"{numbers} principal components of {2 * len(train):,} training pictures": components,
         f"{config.tokens} x {config.channels} tokens": rebuilt,
     }
     for name, pictures in rows.items():
-        print(f"| {name} | {psnr(originals, pictures):.2f} | {ssim(originals, pictures):.3f} |")
+        print(
+            f"| {name} | {psnr(originals, pictures):.2f} | {ssim(originals, pictures):.3f} | "
+            f"{distance(pictures):.2f} |"
+        )
+    draws = np.random.default_rng(0)
+    counts = np.bincount(held_out.labels)
+    others = np.concatenate(
+        [
+            draws.choice(np.flatnonzero(store.labels == label), count, replace=False)
+            for label, count in enumerate(counts)
+        ]
+    )
+    print(f"| {len(others)} training photos | | | {distance(train[others]):.2f} |")
+    noise = draws.integers(0, 256, originals.shape, dtype=np.uint8)
+    print(f"| uniform noise | | | {distance(noise):.2f} |")
 
 
 if __name__ == "__main__":

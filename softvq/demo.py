@@ -140,7 +140,7 @@ def fine_tuning_recipe(folder: Path, start: Path, minutes: float) -> TokenizerRe
     schedule = replace(
         schedule,
         images=total,
-        log_every=max(schedule.batch, total // 50),
+        log_every=max(schedule.batch, total // 20),
         evaluate_every=max(schedule.batch, total // 5),
         checkpoint_every=max(schedule.batch, total // 5),
     )

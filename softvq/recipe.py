@@ -40,7 +40,7 @@ class TrainConfig:
     optimizer: adamw, or muon: Muon on the matrices inside transformer blocks, AdamW on the rest.
     lr, muon_lr: peak rates of AdamW and Muon.  schedule: cosine | linear, down to ``final_lr`` of
     the peak after ``warmup`` images of linear rise.
-    ema_halflife: halflife of the weight average that is saved.  precision: auto | bf16 | no; auto
+    ema_halflife: halflife of the weight average that is saved.  precision: auto | bf16 | fp32; auto
     is bf16 where the hardware multiplies it natively.
     """
 
@@ -70,7 +70,7 @@ class TrainConfig:
         for name, known in (
             ("optimizer", ("adamw", "muon")),
             ("schedule", ("cosine", "linear")),
-            ("precision", ("auto", "bf16", "no")),
+            ("precision", ("auto", "bf16", "fp32")),
         ):
             if getattr(self, name) not in known:
                 raise UserError(

@@ -62,7 +62,7 @@ CONFIG = TrainConfig(
     optimizer="adamw",
     lr=0.1,
     warmup=8,
-    precision="no",
+    precision="fp32",
     checkpoint_every=8,
     log_every=8,
     evaluate_every=64,
@@ -188,7 +188,7 @@ def test_muon_gets_block_matrices_and_adamw_the_rest():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.precision=fp16", "train.precision 'fp16' is none of auto, bf16, no"),
+        ("train.precision=fp16", "train.precision 'fp16' is none of auto, bf16, fp32"),
         ("train.optimizer=sgd", "none of adamw, muon"),
         ("train.schedule=step", "none of cosine, linear"),
         ("train.batch=0", "train.batch must be above 0, got 0"),
@@ -271,3 +271,10 @@ def test_init_starts_from_the_given_weights_and_wants_their_shape(tmp_path):
     other = load_recipe(TokenizerRecipe, "tiny", [f"init={tmp_path}", "model.tokens=4"])
     with pytest.raises(UserError, match=r"not of the recipe's shape; add model.tokens=8"):
         TokenizerTask(other, None, None)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_every_precision_can_be_given_on_the_command_line(precision):
+    """YAML reads a bare ``no`` as false, so no value may look like that."""
+    recipe = load_recipe(TokenizerRecipe, "tiny", [f"train.precision={precision}"])
+    assert recipe.train.precision == precision

@@ -97,12 +97,12 @@ def rate(config: TrainConfig, seen: int) -> float:
 
 
 def resolve_precision(precision: str) -> str:
-    """``auto`` becomes bf16 where the hardware multiplies it natively, else no."""
+    """``auto`` becomes bf16 where the hardware multiplies it natively, else fp32."""
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 @torch.no_grad()
