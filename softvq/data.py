@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from softvq import images
 from softvq.errors import UserError
+from softvq.io import write_atomically
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "val", "all")
@@ -267,8 +268,8 @@ def open_store(
     are left out and listed, one JSON object per line, in ``cache/skipped.jsonl``, which covers all
     stores in that cache.
 
-    Raises UserError as ``find_photos`` does, if no photo can be decoded, or if ``cache`` cannot be
-    written or is too small; UserError for a margin below 1.
+    Raises UserError as ``find_photos`` does, if no photo can be decoded, if ``cache`` cannot be
+    written or is too small, and for a margin below 1.
     """
     if margin < 1:
         raise UserError(f"margin must be 1 or more, not {margin}")
@@ -364,7 +365,7 @@ def _build(
         "classes": listing.classes,
         "skipped": skipped,
     }
-    _write_text(index, json.dumps(meta))
+    write_atomically(index, json.dumps(meta))
     return meta
 
 
@@ -433,13 +434,7 @@ def _write_skipped(cache: Path) -> None:
     metas = [_read_index(path) or {"skipped": []} for path in sorted(cache.glob("*-*x*-*.json"))]
     reasons = {item["path"]: item for meta in metas for item in meta["skipped"]}
     lines = [json.dumps(reasons[path]) + "\n" for path in sorted(reasons)]
-    _write_text(cache / "skipped.jsonl", "".join(lines))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(cache / "skipped.jsonl", "".join(lines))
 
 
 class Crops(torch.utils.data.Dataset):

@@ -7,6 +7,7 @@ Times t are tensors [B]; latents [B, L, C].
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,28 +24,28 @@ def _per_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
-class Path:
+class Path(ABC):
     """An interpolant. A subclass gives alpha, sigma, their rates, and ``time_at``."""
 
+    @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of the data, 1 at t = 0 and 0 at t = 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """Weight of the noise, 0 at t = 0 and 1 at t = 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alpha_rate(self, t: Tensor) -> Tensor:
         """d alpha / dt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma_rate(self, t: Tensor) -> Tensor:
         """d sigma / dt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def time_at(self, ratio: Tensor) -> Tensor:
         """The time at which sigma / alpha = ratio, for ratio >= 0."""
-        raise NotImplementedError
 
     def interpolate(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of equation (1)."""

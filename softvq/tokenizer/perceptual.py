@@ -2,7 +2,7 @@
 
 SSIM (Wang et al. 2004) compares local means, contrasts and correlation; MS-SSIM (Wang et al. 2003)
 does so down a pyramid, and Zhao et al. (2017) train with it beside L1 or L2. Here the local
-statistics are box means, which cost a fraction of Gaussian windows and train alike.
+statistics are box means instead of Gaussian windows: one pooling each.
 """
 
 import torch
