@@ -17,7 +17,7 @@ from PIL import Image
 
 from softvq.data import open_store
 from softvq.evaluate.distances import frechet_distance
-from softvq.evaluate.model import probe_features
+from softvq.evaluate.features import probe_features
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.evaluate.probe import Probe
 from softvq.pipeline import load_tokenizer, model_folder

@@ -95,7 +95,7 @@ def main() -> None:
             task = TokenizerTask(recipe, photos, held_out)
             if change:
                 with torch.no_grad():
-                    change(task.model)
+                    change(task.model.tokenizer)
             folder = Path(scratch) / name.replace(" ", "-")
             train(task, recipe.train, folder, recipe_yaml(recipe))
             lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]

@@ -9,13 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sized
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from softvq import __version__
 from softvq.errors import UserError
 
 if TYPE_CHECKING:
     from softvq.data import Store
+    from softvq.evaluate.features import FeatureNetwork
     from softvq.tokenizer import Tokenizer
 
 DATA = "folder of photos (a class is a first-level subfolder), or 'builtin'"
@@ -67,6 +68,7 @@ def train_tokenizer(args: argparse.Namespace) -> int:
     recipe = load_recipe(TokenizerRecipe, args.recipe, args.overrides)
     recipe.data.source = args.data or recipe.data.source
     recipe.init = args.init or recipe.init
+    recipe.trainable = "decoder" if args.decoder_only else recipe.trainable
     return 0 if train_tokenizer(recipe, Path(args.out)) else 130
 
 
@@ -92,7 +94,7 @@ def train_probe(args: argparse.Namespace) -> int:
 def encode(args: argparse.Namespace) -> int:
     from softvq.tokens import write_tokens
 
-    tokenizer = _tokenizer(args.tokenizer)
+    tokenizer = _tokenizer(args)
     with _decoded(args.data, "all", tokenizer, args.out) as photos:
         write_tokens(args.out, tokenizer, photos)
         shape = f"{tokenizer.config.tokens} tokens of {tokenizer.config.channels} numbers"
@@ -106,8 +108,12 @@ def decode(args: argparse.Namespace) -> int:
     from softvq import images
     from softvq.tokens import fingerprint, read_tokens
 
-    tokenizer = _tokenizer(args.tokenizer)
+    tokenizer = _tokenizer(args)
     tokens = read_tokens(args.tokens, fingerprint(tokenizer))
+    if args.npz:
+        from softvq.generate import decode_tokens
+
+        return _npz_written(decode_tokens(tokenizer, tokens, args.npz), tokens, args.npz)
     paths = _png_paths(tokens.names, args.out)
     size = (tokens.index["height"], tokens.index["width"])
     device = _device()
@@ -127,7 +133,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     from softvq import images
     from softvq.data import fixed_batches
 
-    tokenizer = _tokenizer(args.tokenizer)
+    tokenizer = _tokenizer(args)
     device = _device()
     with contextlib.ExitStack() as stack:
         if Path(args.data).is_file():
@@ -155,62 +161,153 @@ def reconstruct(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     from softvq import images
+    from softvq.generate import choose_labels, generate
     from softvq.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(args.model)
+    pipeline.precision = args.precision
+    if args.compile:
+        pipeline.compile()
+    known = pipeline.classes
+    how = args.labels if args.labels in ("balanced", "sampled") else "balanced"
+    given: list[int | str] = list(range(len(known)))
+    if named := args.labels not in (None, "balanced", "sampled"):
+        words = [word.strip() for word in args.labels.split(",")]
+        given = [int(x) if x.isdigit() and x not in known else x for x in words]
+    each = args.per_class or (1 if named else 4)
+    count = args.count or each * max(1, len(given))
+    labels = choose_labels(given, count, how, args.seed) if given else []
+    if rows := bool(known) and not (args.count or named):  # of the grid, one for each class
+        labels.sort()
+    options = {"seed": args.seed, "batch": args.batch} | _sampling(args, pipeline.generator)
+    options |= {"labels": labels} if labels else {"count": count}
+    if args.npz:
+        beside = {"decode_batch": args.decode_batch or args.batch, "latents": args.latents}
+        finished = generate(pipeline, args.npz, **options, **beside)
+        return _npz_written(finished, range(count), args.npz)
+    if args.latents or args.decode_batch:
+        raise UserError("--latents and --decode-batch go with --npz")
     pipeline.tokenizer.to(_device())
     pipeline.generator.to(_device())
-    known = pipeline.classes
-    options = {"steps": args.steps, "guidance": args.guidance, "seed": args.seed}
-    if args.labels is not None:
-        given = [label.strip() for label in args.labels.split(",")]
-        labels = [int(x) if x.isdigit() and x not in known else x for x in given]
-        pictures = pipeline(labels, **options)
-        names = [known[x] if isinstance(x, int) else x for x in labels]
-    elif known:
-        names = [name for name in known for _ in range(args.per_class)]
-        pictures = pipeline(names, **options)
-    else:
-        names = ["picture"] * args.per_class
-        pictures = pipeline(count=args.per_class, **options)
+    pictures = pipeline(**options)
+    names = [known[x] if isinstance(x, int) else x for x in labels] or ["picture"] * count
     out = Path(args.out)
     for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         images.save_png(picture, out / f"{i:05d}-{re.sub('[^a-zA-Z0-9-]+', '_', name)}.png")
-    columns = args.per_class if args.labels is None and known else 8
-    images.save_png(images.grid(pictures, columns, scale=2), out / "grid.png")
+    images.save_png(images.grid(pictures, each if rows else 8, scale=2), out / "grid.png")
     print(f"{_n(pictures, 'picture')} and grid.png in {out}")
     return 0
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    from softvq.evaluate.model import evaluate_model
-    from softvq.evaluate.probe import Probe
-    from softvq.pipeline import Pipeline, model_folder
+def evaluate_reconstruction(args: argparse.Namespace) -> int:
+    from softvq.evaluate.model import evaluate_reconstruction
+    from softvq.tokenizer.lpips import LPIPS
 
-    if args.generator and not args.probe:
-        raise UserError("--generator is measured by a distance: give --probe too")
-    tokenizer, probe, pipeline = _tokenizer(args.tokenizer), None, None
-    if args.probe:
-        folder = model_folder(args.probe)
-        probe = Probe.from_pretrained(folder / "probe" if args.probe == "shipped" else folder)
-    if args.generator:
-        pipeline = Pipeline.from_pretrained(args.generator)
-    config = tokenizer.config
+    tokenizer = _tokenizer(args)
+    network = _features(args) if args.features else None
+    lpips = LPIPS.from_file(args.lpips).to(_device()) if args.lpips else None
+    masks = Path(args.masks) if args.masks else None
     with _decoded(args.data, args.split, tokenizer) as photos:
-        sampling = {"steps": args.steps, "guidance": args.guidance, "seed": args.seed}
-        figures = evaluate_model(tokenizer, photos, probe, pipeline, **sampling)
-        result = {
-            "images": len(photos),
-            "skipped": len(photos.skipped),
-            "split": args.split,
-            "height": config.height,
-            "width": config.width,
-            "floats_per_image": config.tokens * config.channels,
-        } | {name: round(value, 4) for name, value in figures.items()}
-    if args.json:
-        print(json.dumps(result))
+        figures = evaluate_reconstruction(tokenizer, photos, network, lpips, masks)
+        facts = _facts(photos, tokenizer) | {"split": args.split}
+    _print_figures(facts | ({"features": network.name} if network else {}) | figures, args.json)
+    return 0
+
+
+def evaluate_generation(args: argparse.Namespace) -> int:
+    from softvq.evaluate.model import evaluate_generation
+    from softvq.evaluate.statistics import open_statistics
+    from softvq.pipeline import Pipeline
+
+    pipeline, network = Pipeline.from_pretrained(args.model), _features(args)
+    pipeline.tokenizer.to(_device())
+    pipeline.generator.to(_device())
+    sampling = {"seed": args.seed} | _sampling(args, pipeline.generator)
+    facts: dict[str, Any]
+    if args.reference:
+        reference, made_with = open_statistics(args.reference)
+        if made_with not in (None, network.name):
+            raise UserError(f"{args.reference}: of {made_with}, not of {network.name}")
+        figures = evaluate_generation(
+            pipeline, network, reference=reference, count=args.images, **sampling
+        )
+        facts = {"images": args.images, "reference": args.reference}
     else:
-        print("\n".join(f"{name:<18}{value}" for name, value in result.items()))
+        with _decoded(args.data, args.split, pipeline.tokenizer) as photos:
+            figures = evaluate_generation(pipeline, network, photos, **sampling)
+            facts = _facts(photos, pipeline.tokenizer) | {"split": args.split}
+    _print_figures(facts | {"features": network.name} | sampling | figures, args.json)
+    return 0
+
+
+def evaluate_latents(args: argparse.Namespace) -> int:
+    from softvq.evaluate.model import evaluate_latents
+
+    tokenizer = _tokenizer(args)
+    with (
+        _decoded(args.data, "train", tokenizer) as train,
+        _decoded(args.data, "val", tokenizer) as held_out,
+    ):
+        figures = evaluate_latents(tokenizer, train, held_out)
+    config = tokenizer.config
+    _print_figures({"tokens": config.tokens, "channels": config.channels} | figures, args.json)
+    return 0
+
+
+def evaluate_statistics(args: argparse.Namespace) -> int:
+    from softvq import images
+    from softvq.data import fixed_batches
+    from softvq.evaluate.features import FeatureSet
+    from softvq.evaluate.statistics import save_statistics
+
+    network = _features(args)
+    with _decoded(args.data, args.split, _tokenizer(args)) as photos:
+        batches = (images.to_uint8(pixels) for pixels, _ in fixed_batches(photos, BATCH))
+        gathered = FeatureSet.of(network, batches, keep=False)
+        save_statistics(args.out, gathered.statistics, network.name)
+        print(f"{network.name} of {_n(photos.names, 'photo')} in {args.out}")
+    return 0
+
+
+def cost(args: argparse.Namespace) -> int:
+    from softvq.evaluate import systems
+
+    prices = systems.Prices(args.price_per_hour, args.watts, args.price_per_kwh, args.currency)
+    named = [systems.open_system(name, args.generator) for name in args.recipes]
+    columns = [systems.figures(system, args.steps, args.guidance) for system in named]
+    if args.measure or any(prices[:3]):
+        for system, column in zip(named, columns, strict=True):
+            rates = systems.measure(system, args.batch, args.steps, args.guidance, _device())
+            column["measured"] = {task: rate._asdict() for task, rate in rates.items()}
+            if any(prices[:3]):
+                column["currency"] = prices.currency
+                column["per_million"] = {
+                    task: systems.per_million(rate, prices) for task, rate in rates.items()
+                }
+    baselines = [
+        systems.figures(systems.dit_xl_2(pixels), args.steps, args.guidance)
+        for pixels in systems.BASELINES.values()
+    ]
+    if args.json:
+        print(json.dumps({"systems": columns, "baselines": baselines}))
+    else:
+        print(systems.table(columns, baselines))
+    return 0
+
+
+def import_model(args: argparse.Namespace) -> int:
+    from softvq.interop.convert import import_model
+
+    kind = import_model(args.source, Path(args.target), args.num_heads, args.download)
+    print(f"{kind} in {args.target}")
+    return 0
+
+
+def export_model(args: argparse.Namespace) -> int:
+    from softvq.interop.convert import export_model
+
+    kind = export_model(args.source, Path(args.target), args.format)
+    print(f"{kind} in {args.target}")
     return 0
 
 
@@ -223,10 +320,50 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _tokenizer(name: str) -> "Tokenizer":
+def _tokenizer(args: argparse.Namespace) -> "Tokenizer":
     from softvq.pipeline import load_tokenizer
 
-    return load_tokenizer(name).to(_device())
+    return load_tokenizer(args.tokenizer, args.size).to(_device())
+
+
+def _features(args: argparse.Namespace) -> "FeatureNetwork":
+    from softvq.evaluate.features import load_network
+
+    return load_network(args.features, args.preprocessing, _device())
+
+
+def _sampling(args: argparse.Namespace, generator: Any) -> dict[str, Any]:
+    """How to sample: as was asked for, and otherwise as the generator does by itself."""
+    from softvq.generator.families import family_of
+
+    names = ("steps", "guidance", "interval", "sampler", "temperature", "head_steps")
+    asked = {name: getattr(args, name) for name in names}
+    options = family_of(generator).options | {k: v for k, v in asked.items() if v is not None}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _npz_written(finished: bool, pictures: Sized, path: str) -> int:
+    if finished and os.environ.get("RANK", "0") == "0":
+        print(f"{_n(pictures, 'picture')} in {path}")
+    return 0 if finished else 130
+
+
+def _facts(photos: "Store", tokenizer: "Tokenizer") -> dict[str, Any]:
+    """What a figure is of."""
+    height, width = photos.size
+    floats = tokenizer.config.tokens * tokenizer.config.channels
+    counts = {"images": len(photos), "skipped": len(photos.skipped)}
+    return counts | {"height": height, "width": width, "floats_per_image": floats}
+
+
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    if as_json:
+        print(json.dumps(rounded))
+        return
+    for name, value in rounded.items():
+        shown = " ".join(f"{x:.3f}" for x in value) if isinstance(value, list) else value
+        print(f"{name:<23}{shown}")
 
 
 def _size(tokenizer: "Tokenizer") -> tuple[int, int]:
@@ -344,6 +481,11 @@ def build_parser() -> Parser:
     command.add_argument("--recipe", default="small", help=f"{recipe} (default: small)")
     command.add_argument("--data", help=DATA)
     command.add_argument("--init", help="directory of a tokenizer to start from, or 'shipped'")
+    command.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="leave the tokens of --init as they are: generators of them stay valid",
+    )
     command.add_argument("--out", required=True, help="folder of the run")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
 
@@ -380,7 +522,7 @@ def build_parser() -> Parser:
         "write the tokens of photos, with names and labels, to safetensors files",
         "softvq encode --data photos --out tokens",
     )
-    command.add_argument("--tokenizer", default="shipped", help=TOKENIZER)
+    _add_tokenizer(command)
     command.add_argument("--data", required=True, help=DATA)
     command.add_argument("--out", required=True, help="folder for the tokens")
 
@@ -390,9 +532,11 @@ def build_parser() -> Parser:
         "turn a folder of tokens back into pictures",
         "softvq decode tokens --out pictures",
     )
-    command.add_argument("tokens", metavar="TOKENS", help="folder that `softvq encode` wrote")
-    command.add_argument("--tokenizer", default="shipped", help=TOKENIZER)
-    command.add_argument("--out", required=True, help="folder for the pictures")
+    command.add_argument(
+        "tokens", metavar="TOKENS", help="folder that `softvq encode` or `generate` wrote"
+    )
+    _add_tokenizer(command)
+    _add_pictures(command)
 
     command = add(
         "reconstruct",
@@ -400,7 +544,7 @@ def build_parser() -> Parser:
         "write photos beside their reconstructions",
         "softvq reconstruct --data photo.jpg --out pictures",
     )
-    command.add_argument("--tokenizer", default="shipped", help=TOKENIZER)
+    _add_tokenizer(command)
     command.add_argument("--data", required=True, help=f"a photo, or a {DATA}")
     command.add_argument(
         "--scale", type=_count, default=2, help="enlarge the pictures this many times (default: 2)"
@@ -414,48 +558,250 @@ def build_parser() -> Parser:
         "softvq generate --labels church,parachute --guidance 2 --seed 7 --out pictures",
     )
     command.add_argument("--model", default="shipped", help=MODEL)
+    command.add_argument(
+        "--labels",
+        help="class names or numbers, with commas, taken in turn; 'balanced' (default), all "
+        "classes in turn; or 'sampled', drawn at random",
+    )
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--labels", help="class names or numbers, with commas; one picture for each")
+    which.add_argument("--count", type=_count, help="pictures in all")
     which.add_argument(
         "--per-class",
         type=_count,
-        default=4,
-        help="pictures of every class, or in all if the model has no classes (default: 4)",
+        help="pictures of every class, or in all if the model has none (default: 4, and 1 of each "
+        "of --labels)",
     )
     _add_sampling(command)
-    command.add_argument("--out", required=True, help="folder for the pictures")
+    command.add_argument(
+        "--batch", type=_count, default=BATCH, help=f"pictures drawn at a time (default: {BATCH})"
+    )
+    command.add_argument(
+        "--decode-batch", type=_count, help="pictures decoded at a time (default: as --batch)"
+    )
+    command.add_argument(
+        "--precision",
+        choices=("exact", "fp32", "bf16"),
+        default="exact",
+        help="exact (default): the same pictures whatever the batch, in float64 on a CPU, in "
+        "float32 on a GPU",
+    )
+    command.add_argument("--compile", action="store_true", help="have torch compile the networks")
+    _add_pictures(command)
+    command.add_argument(
+        "--latents", metavar="DIR", help="with --npz: keep the tokens, for `softvq decode`"
+    )
+
+    command = commands.add_parser(
+        "evaluate",
+        help="measure reconstructions, drawn pictures, or the tokens themselves",
+        description="Measure reconstructions, drawn pictures, or the tokens themselves.",
+        epilog="example:\n  softvq evaluate reconstruction --data photos --features shipped",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measures = command.add_subparsers(metavar="WHAT", required=True)
+    command = add(
+        "reconstruction",
+        evaluate_reconstruction,
+        "measure how well held-out photos survive: PSNR, SSIM, LPIPS, rFID",
+        "softvq evaluate reconstruction --data photos --features shipped",
+        measures,
+    )
+    _add_tokenizer(command)
+    command.add_argument("--data", required=True, help=DATA)
+    _add_split(command)
+    _add_features(command, required=False)
+    command.add_argument("--lpips", metavar="FILE", help="VGG-16's ImageNet weights: adds LPIPS")
+    command.add_argument(
+        "--masks", metavar="DIR", help="pictures named as the photos: adds figures inside of them"
+    )
+    command.add_argument("--json", action="store_true", help="print one line of JSON")
 
     command = add(
-        "evaluate",
-        evaluate,
-        "measure how well held-out photos survive: PSNR, SSIM, Frechet distances",
-        "softvq evaluate --data photos --probe shipped --generator shipped",
+        "generation",
+        evaluate_generation,
+        "measure drawn pictures against photos: FID, KID, precision and recall, and more",
+        "softvq evaluate generation --data photos --features shipped",
+        measures,
     )
-    command.add_argument("--tokenizer", default="shipped", help=TOKENIZER)
+    command.add_argument("--model", default="shipped", help=MODEL)
+    against = command.add_mutually_exclusive_group(required=True)
+    against.add_argument("--data", help=f"{DATA}; as many pictures are drawn")
+    against.add_argument(
+        "--reference", metavar="FILE", help=".npz of a set's statistics, ours or published"
+    )
+    _add_split(command)
+    command.add_argument(
+        "--images",
+        type=_count,
+        default=50_000,
+        help="pictures to draw, with --reference (default: 50000)",
+    )
+    _add_features(command)
+    _add_sampling(command)
+    command.add_argument("--json", action="store_true", help="print one line of JSON")
+
+    command = add(
+        "latents",
+        evaluate_latents,
+        "measure the tokens: linear probe, nearest neighbours, rank, codebook, each one's worth",
+        "softvq evaluate latents --data photos",
+        measures,
+    )
+    _add_tokenizer(command)
     command.add_argument("--data", required=True, help=DATA)
+    command.add_argument("--json", action="store_true", help="print one line of JSON")
+
+    command = add(
+        "statistics",
+        evaluate_statistics,
+        "save the features' statistics of photos, as a reference for generated pictures",
+        "softvq evaluate statistics --data photos --features shipped --out reference.npz",
+        measures,
+    )
+    _add_tokenizer(command)
+    command.add_argument("--data", required=True, help=DATA)
+    _add_split(command)
+    _add_features(command)
+    command.add_argument("--out", required=True, help="the .npz file")
+
+    command = add(
+        "cost",
+        cost,
+        "count what models cost, beside DiT-XL/2 with the autoencoder of Stable Diffusion",
+        "softvq cost softvq-l-64 softvq-l-32-512",
+    )
+    command.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="recipe of a tokenizer or generator, directory of a trained model, 'shipped', "
+        "dit-xl-2-256 or dit-xl-2-512",
+    )
+    command.add_argument(
+        "--generator", help="recipe or directory for tokenizers given alone (default: SiT-XL/1)"
+    )
+    command.add_argument("--steps", type=_count, default=50, help="sampling steps (default: 50)")
+    command.add_argument(
+        "--guidance", type=float, default=1.5, help="guidance scale, 1 for none (default: 1.5)"
+    )
+    command.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the models here too: minutes, for large ones without a GPU much longer",
+    )
+    command.add_argument(
+        "--batch", type=_count, default=8, help="images at a time, when measuring (default: 8)"
+    )
+    command.add_argument(
+        "--price-per-hour", type=_positive, default=0.0, help="of this machine; measures"
+    )
+    command.add_argument("--watts", type=_positive, default=0.0, help="it draws; measures")
+    command.add_argument("--price-per-kwh", type=_positive, default=0.0, help="with --watts")
+    command.add_argument("--currency", default="EUR", help="of the prices (default: EUR)")
+    command.add_argument("--json", action="store_true", help="print one line of JSON")
+
+    command = add(
+        "import",
+        import_model,
+        "turn a checkpoint of the reference implementation into a model of softvq",
+        "softvq import SoftVQVAE/softvq-l-64 models/softvq-l-64 --download",
+    )
+    command.add_argument(
+        "source",
+        metavar="SRC",
+        help="its directory; with --download also ORGANISATION/NAME on the Hugging Face hub",
+    )
+    command.add_argument("target", metavar="DST", help="folder for the model")
+    command.add_argument(
+        "--num-heads",
+        type=_count,
+        help="attention heads, which its config does not say (default: as the timm model it names)",
+    )
+    command.add_argument(
+        "--download", action="store_true", help="fetch SRC from the hub if it is no directory here"
+    )
+
+    command = add(
+        "export",
+        export_model,
+        "write a model of softvq in another layout",
+        "softvq export runs/tokenizer exported --format reference",
+    )
+    command.add_argument("source", metavar="SRC", help="directory of the model")
+    command.add_argument("target", metavar="DST", help="folder for what is written")
+    command.add_argument(
+        "--format",
+        choices=("reference",),
+        default="reference",
+        help="whose layout (default: reference, that of the reference implementation)",
+    )
+    return parser
+
+
+def _add_tokenizer(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tokenizer",
+        default="shipped",
+        help=f"{TOKENIZER}, or of an AutoencoderKL or AutoencoderDC of diffusers",
+    )
+    command.add_argument(
+        "--size",
+        type=_pixels,
+        help="HEIGHTxWIDTH or one number, in pixels, for an autoencoder of diffusers (default: its "
+        "sample_size)",
+    )
+
+
+def _add_split(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--split",
         choices=("train", "val", "all"),
         default="val",
         help="which photos (default: val, the held-out ones)",
     )
+
+
+def _add_features(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument(
-        "--probe",
-        help="directory of a trained probe, or 'shipped': adds Frechet distances on its features",
+        "--features",
+        required=required,
+        help="what distances are measured on: 'shipped' or a directory of a trained probe, of a "
+        "vision model of transformers, or the weight file of the FID Inception network",
     )
     command.add_argument(
-        "--generator",
-        help=f"{MODEL.removesuffix(' (default)')}: adds the distance of as many drawn pictures",
+        "--preprocessing",
+        choices=("tf", "pytorch"),
+        default="tf",
+        help="Inception's resize: TensorFlow's (default), or that of pytorch-fid",
     )
-    _add_sampling(command)
-    command.add_argument("--json", action="store_true", help="print one line of JSON")
-    return parser
+
+
+def _add_pictures(command: argparse.ArgumentParser) -> None:
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", metavar="DIR", help="folder for the pictures, as PNG files")
+    where.add_argument(
+        "--npz",
+        metavar="FILE",
+        help="one array of all pictures, and their labels; a stopped command goes on when "
+        "repeated, and torchrun may start it in several processes",
+    )
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--steps", type=_count, default=50, help="sampling steps (default: 50)")
+    own = "default: the generator's own"
+    command.add_argument("--steps", type=_count, help=f"sampling steps ({own})")
+    command.add_argument("--guidance", type=float, help=f"guidance scale, 1 for none ({own})")
     command.add_argument(
-        "--guidance", type=float, default=1.5, help="guidance scale, 1 for none (default: 1.5)"
+        "--interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="times, 0 data and 1 noise, between which guidance acts (default: 0 1)",
+    )
+    command.add_argument("--sampler", help=f"euler, heun, euler_maruyama, ddim, .. ({own})")
+    command.add_argument("--temperature", type=float, help="of a MAR's tokens (default: 1)")
+    command.add_argument(
+        "--head-steps", type=_count, help=f"sampling steps of a MAR's head ({own})"
     )
     command.add_argument(
         "--seed", type=int, default=0, help="same seed, same pictures (default: 0)"
@@ -466,6 +812,11 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return _count(height), _count(width or height)
 
 
 def _positive(text: str) -> float:

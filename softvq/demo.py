@@ -396,7 +396,7 @@ def limits_section() -> Section:
             "reconstructed worse.",
             "The held-out crops overlap each other, and come from the same photos as the training "
             "crops, though from another part of them. For your own photos measure on your own "
-            "photos: softvq evaluate --data FOLDER.",
+            "photos: softvq evaluate reconstruction --data FOLDER.",
             "Generated pictures show what the generator has learned of ten classes; they are far "
             "from the published models, which are hundreds of times larger.",
         ],

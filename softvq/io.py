@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -52,6 +53,26 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """A state dict from a local .safetensors or .pth file.
+
+    Networks of other projects are still handed round as .pth: that is read with ``weights_only``,
+    which builds tensors and runs nothing. Raises UserError if the file is missing, damaged or
+    holds anything else than named tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" or not path.is_file():
+        return load_tensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a file of weights alone ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: not a state dict; save the network's named tensors alone")
+    return state
 
 
 def make_config(config_class: type, values: dict[str, Any], where: str) -> Any:

@@ -1,6 +1,7 @@
 """Building blocks that tokenizers and generators share. Shapes: B batch, N sequence, D width."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,25 +10,37 @@ from torch.nn import functional as F
 from softvq.errors import UserError
 
 
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Around arithmetic on x that must be float32 whatever the autocast; x itself is not cast."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # meta tensors, on which costs are counted
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, [B, N, D] -> [B, N, D], through the fused SDPA kernel.
 
-    ``qk_norm`` applies a LayerNorm to each head's queries and keys.
+    ``qk_norm`` is the class of a norm on each head's queries and keys; ``angles`` are rotary
+    positions, see :func:`rotate`.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = False):
+    def __init__(self, width: int, heads: int, qk_norm: type[nn.Module] | None = None):
         super().__init__()
         if width % heads:
             raise UserError(f"width {width} is not divisible by heads {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.q_norm = qk_norm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(-2))
 
 
@@ -42,6 +55,23 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP, [..., D] -> [..., D] (Shazeer 2020): silu(x W) * (x V), projected back.
+
+    Its hidden width is two thirds of ``ratio`` * D: as many parameters as :class:`Mlp`.
+    """
+
+    def __init__(self, width: int, ratio: float = 4.0):
+        super().__init__()
+        hidden = int(width * ratio * 2 / 3)
+        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, -1)
+        return self.fc2(F.silu(gate) * value)
 
 
 def sincos(positions: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
@@ -76,6 +106,62 @@ def sincos_2d(
     across = sincos(x, width // 2).repeat(rows, 1)
     down = sincos(y, width // 2).repeat_interleave(columns, dim=0)
     return torch.cat([across, down], dim=1)
+
+
+class Rotary(nn.Module):
+    """Rotary positions of a patch grid for every block and head (Heo et al. 2024, Sec. 3).
+
+    Channel pair t of a patch in column x and row y turns by freqs_x[t] * x + freqs_y[t] * y, so
+    that queries meet keys by their offset alone. Mixed (``learned``): any two frequencies, learned
+    per block and head; they start at magnitudes theta^(-4t/d), t < d/4, in two perpendicular
+    directions, turned at random for each head of d channels. Axial: the same in fixed directions:
+    half of the pairs follow the column, half the row.
+    """
+
+    freqs: Tensor  # [2, depth, heads * d / 2]: columns, rows
+
+    def __init__(self, depth: int, heads: int, channels: int, theta: float, learned: bool):
+        super().__init__()
+        if channels % 4:
+            raise UserError(f"rotary positions need heads of 4n channels, got {channels}")
+        self.heads = heads
+        magnitude = theta ** (-torch.arange(0, channels, 4) / channels)
+        shape = (depth, heads, 1)
+        turn = 2 * math.pi * (torch.rand(shape) if learned else torch.zeros(shape))
+        x, y = magnitude * turn.cos(), magnitude * turn.sin()
+        freqs = torch.stack([torch.cat([x, -y], dim=-1), torch.cat([y, x], dim=-1)]).flatten(2)
+        if learned:
+            self.freqs = nn.Parameter(freqs)
+        else:
+            self.register_buffer("freqs", freqs, persistent=False)
+
+    def forward(self, rows: int, columns: int) -> Tensor:
+        """Angles of the patches, [depth, heads, rows * columns, d / 2], row-major, in radians."""
+        freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
+        x = torch.arange(columns, dtype=freqs.dtype, device=freqs.device).repeat(rows)
+        y = torch.arange(rows, dtype=freqs.dtype, device=freqs.device).repeat_interleave(columns)
+        angles = x[:, None] * freqs[0, :, None] + y[:, None] * freqs[1, :, None]
+        return angles.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def rotary_angles(positions: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Angles [N, width / 2] for :func:`rotate`, from positions [N, A] on A axes (Su et al. 2021).
+
+    The axes share the channel pairs evenly: ``width`` must be divisible by 2 A.
+    """
+    each = width // (2 * positions.shape[1])
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(each) / each)
+    return (positions[..., None].float() * frequencies).flatten(1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Neighbouring channels of x [..., N, d] turned, as points of a plane, by angles [..., N, d/2].
+
+    In the precision of the angles (Su et al. 2021, eq. 34).
+    """
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:

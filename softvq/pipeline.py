@@ -2,25 +2,25 @@
 
 import json
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from softvq import images
 from softvq.errors import UserError
-from softvq.generator.guidance import Guided
-from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
-from softvq.generator.transformer import SiT
+from softvq.generator.families import draw, load_generator
+from softvq.generator.sampler import NoiseStreams
 from softvq.io import write_atomically
 from softvq.tokenizer import Tokenizer
 
-LAST_SDE_STEP = 0.04  # as in the reference; see ``time_grid``
+INDEX = "model_index.json"  # beside tokenizer/ and generator/
 
 
 def model_folder(name: str | Path) -> Path:
@@ -33,11 +33,16 @@ def model_folder(name: str | Path) -> Path:
     return folder
 
 
-def load_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer of a directory, of a pipeline's directory, or ``"shipped"``. UserError."""
+def load_tokenizer(name: str | Path, size: tuple[int, int] | None = None) -> Tokenizer:
+    """The tokenizer of a directory, of a pipeline's directory, or ``"shipped"``. UserError.
+
+    The pipeline may be one of diffusers, whose tokens come from its ``vae``; ``size``: see
+    ``Tokenizer.from_pretrained``.
+    """
     folder = model_folder(name)
-    inside = folder / "tokenizer"
-    return Tokenizer.from_pretrained(inside if inside.is_dir() else folder)
+    parts = (folder / part for part in ("vae", "tokenizer"))
+    inside = next((part for part in parts if part.is_dir()), folder)
+    return Tokenizer.from_pretrained(inside, size=size)
 
 
 class Pipeline:
@@ -46,18 +51,22 @@ class Pipeline:
     >>> pipeline = Pipeline.from_pretrained("shipped")
     >>> pipeline(["church", 3], steps=50, guidance=1.5, seed=0)      # two PIL images
 
+    ``generator`` is a network of any of the families in ``softvq.generator.families``.
+
     Image i depends on seed, i, its label and the sampling options alone: neither on ``batch`` nor
-    on the labels beside it. Noise comes from one stream per image, and on a CPU networks run in
-    float64: matrix products of another batch size round differently, by 1e-5 in float32, which now
-    and then turns a pixel's level, and by 1e-14 in float64, which does not. That costs about twice
-    the time. The images are the same bytes on the same machine and software. On a GPU, where
-    float64 can be 64 times slower, networks keep float32, and a level may turn with the batch size.
+    on the labels beside it (but for the sampler "dopri5", which chooses its steps for a batch).
+    Noise comes from one stream per image, and on a CPU networks run in float64: matrix products of
+    another batch size round differently, by 1e-5 in float32, which now and then turns a pixel's
+    level, and by 1e-14 in float64, which does not. That costs about twice the time. The images are
+    the same bytes on the same machine and software. On a GPU, where float64 can be 64 times slower,
+    networks keep float32, and a level may turn with the batch size.
+    ``precision`` = "fp32" computes in float32 everywhere, "bf16" in bfloat16 where that is safe.
 
     While it draws, the weights are changed in place: one pipeline serves one thread at a time.
     Raises UserError if tokenizer, generator and classes do not fit together.
     """
 
-    def __init__(self, tokenizer: Tokenizer, generator: SiT, classes: list[str]):
+    def __init__(self, tokenizer: Tokenizer, generator: Any, classes: list[str]):
         made = (tokenizer.config.tokens, tokenizer.config.channels)
         drawn = (generator.config.tokens, generator.config.channels)
         if made != drawn:
@@ -72,86 +81,88 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.generator = generator
         self.classes = classes
+        self.precision = "exact"  # a key of PRECISIONS
+        self.compiled = False
+
+    def compile(self) -> None:
+        """Have torch compile both networks: minutes before the first images, and less for each."""
+        self.generator.compile()
+        self.tokenizer.decoder.compile()
+        self.compiled = True
 
     def __call__(
         self,
         labels: Sequence[int | str] | None = None,
         count: int | None = None,
-        steps: int = 50,
-        guidance: float = 1.5,
-        interval: tuple[float, float] = (0.0, 1.0),
-        sampler: str = "euler",
         seed: int = 0,
         batch: int = 64,
+        start: int = 0,
+        **options: Any,
     ) -> list[Image.Image]:
-        """One picture per label; see :meth:`generate_latents` for the arguments and the cost."""
-        latents = self.generate_latents(
-            labels, count, steps, guidance, interval, sampler, seed, batch
+        """One picture per label; see :meth:`generate_latents` for the arguments."""
+        return self.decode(
+            self.generate_latents(labels, count, seed, batch, start, **options), batch
         )
-        return self.decode(latents, batch)
 
     @torch.no_grad()
     def generate_latents(
         self,
         labels: Sequence[int | str] | None = None,
         count: int | None = None,
-        steps: int = 50,
-        guidance: float = 1.5,
-        interval: tuple[float, float] = (0.0, 1.0),
-        sampler: str = "euler",
         seed: int = 0,
         batch: int = 64,
+        start: int = 0,
+        **options: Any,
     ) -> Tensor:
         """Denormalised latents in float64 [n, L, C] on the CPU, as :meth:`decode` reads them.
 
-        labels    class names or numbers; an unconditional generator takes ``count`` = n instead
-        steps     of the sampler: "euler", "heun" or "euler_maruyama"
-        guidance  1 for none; an unconditional generator has nothing to guide by and ignores it
-        interval  times, 0 data and 1 noise, between which guidance acts
-        batch     how many images are computed at a time
+        labels   class names or numbers; an unconditional generator takes ``count`` = n instead
+        seed     the images are number ``start``, start + 1, .. of this seed
+        batch    how many images are computed at a time
+        options  of the generator's family, as steps, guidance and sampler: see its ``sample`` in
+                 ``softvq.generator.families``. A tensor [n] has one value for each image
 
-        Costs n x steps network evaluations, twice that where guidance acts; Heun n x (2 steps - 1)
-        and twice that. Raises UserError for an unknown label or sampler, labels where there are
-        no classes (or none where there are), and steps, count or batch below 1.
+        Raises UserError for an unknown label, labels where there are no classes (or none where
+        there are), count or batch below 1, and options that the family lacks or refuses.
         """
-        y, n = self._labels(labels, count)
-        if sampler not in SAMPLERS:
-            raise UserError(f"sampler '{sampler}' is none of {', '.join(SAMPLERS)}")
-        if steps < 1 or batch < 1:
-            raise UserError(f"steps and batch must be 1 or more, got {steps} and {batch}")
+        y, n = self.class_numbers(labels, count)
+        if batch < 1:
+            raise UserError(f"batch must be 1 or more, got {batch}")
         config = self.generator.config
-        guided = Guided(self.generator, guidance if y is not None else 1.0, interval)
-        times = time_grid(steps, LAST_SDE_STEP if sampler == "euler_maruyama" else None)
         device = next(self.generator.parameters()).device
         drawn = [torch.empty(0, config.tokens, config.channels, dtype=torch.float64)]
-        with exact(self.generator):
-            dtype = next(self.generator.parameters()).dtype
+        networks = [value for value in options.values() if isinstance(value, nn.Module)]
+        with PRECISIONS[self.precision](self.generator, *networks):
             for first in range(0, n, batch):
-                indices = range(first, min(first + batch, n))
-                streams = NoiseStreams(seed, indices)
-
-                def noise(step: int, streams: NoiseStreams = streams) -> Tensor:
-                    return streams.draw(config.tokens, config.channels).to(device, dtype)
-
-                start = noise(0)
-                some = None if y is None else y[first : indices.stop].to(device)
-                x = SAMPLERS[sampler](guided, start, times, some, noise=noise)
-                drawn.append(x.cpu().double())
+                last = min(first + batch, n)
+                streams = NoiseStreams(seed, range(start + first, start + last))
+                some = None if y is None else y[first:last].to(device)
+                own = {
+                    name: value[first:last] if isinstance(value, Tensor) and value.ndim else value
+                    for name, value in options.items()
+                }
+                drawn.append(draw(self.generator, streams, some, **own).cpu().double())
+        latents = check_finite(torch.cat(drawn), "the generator")
         device = next(self.tokenizer.parameters()).device
-        return self.tokenizer.denormalize(torch.cat(drawn).to(device)).cpu()
+        return self.tokenizer.denormalize(latents.to(device)).cpu()
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> list[Image.Image]:
         """Denormalised latents [n, L, C] -> n pictures."""
-        pictures: list[Image.Image] = []
-        device = next(self.tokenizer.parameters()).device
-        with exact(self.tokenizer):
-            for some in latents.split(batch):
-                some = some.to(device, self.tokenizer.latent_mean.dtype)
-                pictures += images.to_pil(self.tokenizer.decode(some))
-        return pictures
+        return [Image.fromarray(pixels) for pixels in self.decode_uint8(latents, batch)]
 
-    def _labels(
+    @torch.no_grad()
+    def decode_uint8(self, latents: Tensor, batch: int = 64) -> np.ndarray:
+        """Denormalised latents [n, L, C] -> pixels [n, H, W, 3]."""
+        config = self.tokenizer.config
+        pixels = np.empty((len(latents), config.height, config.width, 3), np.uint8)
+        with PRECISIONS[self.precision](self.tokenizer):
+            for first in range(0, len(latents), batch):
+                some = latents[first : first + batch].to(self.tokenizer.latent_mean)
+                decoded = check_finite(self.tokenizer.decode(some), "the decoder")
+                pixels[first : first + batch] = images.to_uint8(decoded)
+        return pixels
+
+    def class_numbers(
         self, labels: Sequence[int | str] | None, count: int | None
     ) -> tuple[Tensor | None, int]:
         """Class numbers int64 [n], None if unconditional, and n. Raises UserError."""
@@ -182,36 +193,80 @@ class Pipeline:
         self.tokenizer.save_pretrained(directory / "tokenizer", half=half)
         self.generator.save_pretrained(directory / "generator", half=half)
         index = json.dumps({"classes": self.classes}, indent=2) + "\n"
-        write_atomically(directory / "model_index.json", index)
+        write_atomically(directory / INDEX, index)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
+    def from_pretrained(
+        cls,
+        directory: str | Path | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        generator: str | Path | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Self:
         """Load what ``save_pretrained`` wrote, or the ``"shipped"`` pipeline, on the CPU.
+
+        Or give a ``tokenizer`` and a ``generator``: a directory each, its own or a pipeline's, in
+        our layout or the reference's. ``classes`` default to the names in a pipeline, and to "0",
+        "1", .. for a generator that comes alone.
 
         Raises UserError for a missing or damaged file and for parts that do not fit together.
         """
-        directory = model_folder(directory)
-        path = directory / "model_index.json"
-        try:
-            classes = json.loads(path.read_text(encoding="utf-8"))["classes"]
-        except OSError:
+        if (directory is None) == (tokenizer is None or generator is None):
+            raise UserError("give the directory of a pipeline, or a tokenizer and a generator")
+        folder = model_folder(directory or generator or "")
+        index = folder / INDEX
+        if index.is_file():
+            names = read_classes(index)
+            network = load_generator(folder / "generator")
+        elif directory is None:
+            network = load_generator(folder)
+            names = [str(i) for i in range(network.config.num_classes)]
+        else:
             raise UserError(
-                f"{directory}: no model_index.json there; give the directory of a tokenizer and "
-                "a generator, as `softvq train generator` writes it"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error})") from None
-        tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-        return cls(tokenizer, SiT.from_pretrained(directory / "generator"), classes)
+                f"{folder}: no {INDEX} there; give the directory of a tokenizer and a generator, "
+                "as `softvq train generator` writes it"
+            )
+        tokens = load_tokenizer(tokenizer or folder)
+        return cls(tokens, network, names if classes is None else list(classes))
+
+
+def read_classes(index: Path) -> list[str]:
+    """The class names in a pipeline's model_index.json. Raises UserError if it is damaged."""
+    try:
+        return [str(name) for name in json.loads(index.read_text(encoding="utf-8"))["classes"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: damaged ({error})") from None
+
+
+def check_finite(x: Tensor, what: str) -> Tensor:
+    """x itself. Raises UserError if a value of it is not finite."""
+    if not x.isfinite().all():
+        raise UserError(f"{what} gave values that are not finite; its weights are damaged")
+    return x
 
 
 @contextmanager
-def exact(module: nn.Module) -> Iterator[None]:
+def exact(*modules: nn.Module) -> Iterator[None]:
     """On a CPU, hold the weights in float64, and put them back as they were, bit for bit."""
-    parameter = next(module.parameters())
-    dtype = parameter.dtype
-    module.to(torch.float64 if parameter.device.type == "cpu" else dtype)
-    try:
+    with ExitStack() as stack:
+        for module in modules:
+            parameter = next(module.parameters())
+            stack.callback(module.to, parameter.dtype)
+            module.to(torch.float64 if parameter.device.type == "cpu" else parameter.dtype)
         yield
-    finally:
-        module.to(dtype)
+
+
+@contextmanager
+def bfloat16(*modules: nn.Module) -> Iterator[None]:
+    """Matrix products in bfloat16, and the rest in float32."""
+    with torch.autocast(next(modules[0].parameters()).device.type, torch.bfloat16):
+        yield
+
+
+# How the networks compute while they draw.
+PRECISIONS: dict[str, Callable[..., AbstractContextManager[None]]] = {
+    "exact": exact,
+    "fp32": lambda *modules: nullcontext(),
+    "bf16": bfloat16,
+}

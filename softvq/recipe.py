@@ -1,16 +1,22 @@
 """Recipes: the whole configuration of a run, typed, from YAML and command-line overrides."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from softvq.errors import UserError
+from softvq.generator.families import GENERATORS
+from softvq.generator.objective import HiddenAlignmentConfig
+from softvq.generator.path import TIMES
 from softvq.io import unknown_key
+from softvq.tokenizer.adversary import AdversaryConfig
+from softvq.tokenizer.alignment import AlignmentConfig
 from softvq.tokenizer.model import TokenizerConfig
 from softvq.tokenizer.objective import ObjectiveConfig
 
@@ -39,7 +45,8 @@ class TrainConfig:
 
     optimizer: adamw, or muon: Muon on the matrices inside transformer blocks, AdamW on the rest.
     lr, muon_lr: peak rates of AdamW and Muon.  schedule: cosine | linear, down to ``final_lr`` of
-    the peak after ``warmup`` images of linear rise.
+    the peak after ``warmup`` images of linear rise.  layer_decay: the rates fall by this factor
+    with every block that lies deeper in its stack; below 1 for fine-tuning.
     ema_halflife: halflife of the weight average that is saved.  precision: auto | bf16 | fp32; auto
     is bf16 where the hardware multiplies it natively.
     """
@@ -49,6 +56,7 @@ class TrainConfig:
     optimizer: str = "muon"
     lr: float = 2e-3
     muon_lr: float = 0.02
+    layer_decay: float = 1.0
     weight_decay: float = 0.0
     schedule: str = "linear"
     warmup: int = 1_000
@@ -64,7 +72,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = ("images", "batch", "clip", "log_every", "evaluate_every", "checkpoint_every")
-        for name in positive:
+        for name in (*positive, "layer_decay"):
             if getattr(self, name) <= 0:
                 raise UserError(f"train.{name} must be above 0, got {getattr(self, name)}")
         for name, known in (
@@ -80,43 +88,94 @@ class TrainConfig:
 
 @dataclass
 class TokenizerRecipe:
-    """``softvq train tokenizer``. ``init``: a directory whose weights training starts from."""
+    """``softvq train tokenizer``.
+
+    init: a directory whose weights training starts from.  encoder_init: DINOv2's weights, a local
+        file or directory, that the encoder alone starts from.
+    trainable: all | decoder. With decoder, tokens stay what they are, and generators of them valid.
+    lora_rank: train adapters of this rank in the blocks of the vit and nothing else (Hu et al.
+        2021); they are merged into the saved weights. 0 trains the weights themselves.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str | None = None
+    encoder_init: str | None = None
+    trainable: str = "all"
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trainable not in ("all", "decoder"):
+            raise UserError(f"trainable '{self.trainable}' is none of all, decoder")
 
 
 @dataclass
-class SiTShape:
-    """The part of ``SiTConfig`` that a recipe chooses; the rest follows from tokens and labels."""
+class Shape:
+    """The part of a generator's config that a recipe chooses: all but what FOLLOWS."""
 
-    width: int = 256
-    depth: int = 8
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    qk_norm: bool = False
-    label_dropout: float = 0.1
+
+FOLLOWS = ("tokens", "channels", "num_classes", "rows")  # from the tokenizer and the data
+
+
+def shape_of(config: type) -> type[Shape]:
+    """A dataclass of those fields of a generator's config."""
+    chosen = [f for f in fields(config) if f.name not in FOLLOWS]
+    specs: list[Any] = [
+        (f.name, f.type) if f.default is MISSING else (f.name, f.type, field(default=f.default))
+        for f in chosen
+    ]
+    name = config.__name__.removesuffix("Config") + "Shape"
+    return make_dataclass(name, specs, bases=(Shape,))
+
+
+SHAPES = {name: shape_of(family.config) for name, family in GENERATORS.items()}
 
 
 @dataclass
 class GeneratorRecipe:
     """``softvq train generator``. The tokenizer fixes tokens and channels, the data the classes.
 
+    family: sit | dit | mar. It decides which fields ``model`` has: those of SiTConfig, DiTConfig
+        (both with those of TransformerConfig) or MARConfig.
     tokenizer: directory of a trained tokenizer, or ``shipped``.
     views: how many crops of each photo are encoded once and kept: the first is the whole photo,
         the second its mirror image, further ones are random crops, mirrored at random.
-    time: uniform | lognormal, how training times are drawn.
+    time: uniform | lognormal, how training times are drawn; null for what is usual in the family.
+    alignment: of a transformer's states with a vision model's features (REPA).
     """
 
+    family: str = "sit"
     tokenizer: str = "shipped"
     views: int = 2
-    time: str = "lognormal"
+    time: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    model: SiTShape = field(default_factory=SiTShape)
+    model: Shape = field(default_factory=Shape)
+    alignment: HiddenAlignmentConfig = field(default_factory=HiddenAlignmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise UserError(f"views must be 1 or more, got {self.views}")
+        self.time = self.time or GENERATORS[self.family].times
+        if self.time not in TIMES:
+            raise UserError(f"time '{self.time}' is none of {', '.join(TIMES)}")
+
+    def config(self, tokenizer: Any, classes: int) -> Any:
+        """The config of the network for a tokenizer, given the tokenizer's. Raises UserError."""
+        values = asdict(self.model)
+        if values.get("patch"):
+            values["rows"], columns = tokenizer.grid
+            if values["rows"] * columns != tokenizer.tokens:
+                raise UserError(
+                    f"model.patch cuts maps of tokens, and the tokenizer's {tokenizer.tokens} are "
+                    "a sequence; set model.patch=null"
+                )
+        shape = (tokenizer.tokens, tokenizer.channels, classes)
+        return GENERATORS[self.family].config(*shape, **values)
 
 
 @dataclass
@@ -141,31 +200,66 @@ def shipped_recipes() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
+def recipe_layers(name: str) -> list[tuple[str, DictConfig]]:
+    """A recipe and those it is based on, the most basic first, each after its name or path.
+
+    ``base: NAME`` in a recipe names the one whose values it changes: a shipped recipe or a YAML
+    file, relative to the file that says so.
+    """
+    layers: list[tuple[str, DictConfig]] = []
+    folder = Path()
+    while name:
+        shipped = name in shipped_recipes()
+        path = SHIPPED / f"{name}.yaml" if shipped else folder / name
+        where = name if shipped else os.path.normpath(str(path))
+        if where in [seen for seen, _ in layers]:
+            raise UserError(f"{where}: is in the end its own base")
+        if not path.is_file():
+            raise UserError(
+                f"{where}: no such recipe file; shipped recipes: {', '.join(shipped_recipes())}"
+            )
+        try:
+            layer = OmegaConf.create(path.read_text(encoding="utf-8"))
+        except YAMLError as error:
+            raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(layer, DictConfig):
+            raise UserError(f"{where}: not a recipe, which has keys and values")
+        layers.insert(0, (where, layer))
+        name, folder = str(layer.pop("base", None) or ""), Path(str(path)).parent
+    return layers
+
+
 def load_recipe(kind: type[Recipe], name: str, overrides: list[str]) -> Recipe:
     """A typed recipe from a shipped name or a YAML file, with ``key.subkey=value`` overrides.
 
     Raises UserError for a missing file, an unknown key (naming the nearest known one), a value of
     the wrong type, or an override that is not key=value.
     """
-    path = SHIPPED / f"{name}.yaml" if name in shipped_recipes() else Path(name)
-    if not path.is_file():
-        raise UserError(
-            f"{name}: no such recipe file; shipped recipes: {', '.join(shipped_recipes())}"
-        )
+    layers = recipe_layers(name)
     for override in overrides:
         if "=" not in override:
             raise UserError(f"'{override}' is not an override of the form key.subkey=value")
+        try:
+            layers.append((override, OmegaConf.from_dotlist([override])))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{override}: not valid ({' '.join(str(error).split())})") from None
     schema = OmegaConf.structured(kind)
+    if kind is GeneratorRecipe:
+        said: list[str] = [str(layer.family) for _, layer in layers if "family" in layer]
+        family = [schema.family, *said][-1]
+        if family not in SHAPES:
+            raise UserError(f"family '{family}' is none of {', '.join(SHAPES)}")
+        schema.model = OmegaConf.structured(SHAPES[family])
     where = name
     try:
-        recipe = OmegaConf.merge(schema, OmegaConf.create(path.read_text(encoding="utf-8")))
-        for where in overrides:
-            recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([where]))
+        recipe = schema
+        for where, layer in layers:  # noqa: B007 - the handlers below say it
+            recipe = OmegaConf.merge(recipe, layer)
+        if missing := sorted(OmegaConf.missing_keys(recipe)):
+            raise UserError(f"{name}: lacks {', '.join(missing)}")
         return cast(Recipe, OmegaConf.to_object(recipe))
     except ConfigKeyError as error:
         raise unknown_key(str(error.full_key), leaves(schema), where) from None
-    except YAMLError as error:
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error.msg or error).splitlines()[0]}") from None
 

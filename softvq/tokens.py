@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from softvq.data import Crops, Store
@@ -46,13 +47,24 @@ class TokenSet:
         return len(self.names)
 
 
+def digest(model: Any, without: tuple[str, ...] = ()) -> str:
+    """A hash of a model's configuration and weights, but those whose names begin with ``without``.
+
+    ``config``, a flat dataclass, and ``state_dict`` are what it reads.
+    """
+    config = dataclasses.asdict(model.config)
+    kept = {key: value for key, value in config.items() if not key.startswith(without)}
+    sha = hashlib.sha256(json.dumps(kept).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(without):
+            sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of everything that decides a tokenizer's tokens: its configuration and weights."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(tokenizer.config)).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """A hash of everything that decides a tokenizer's tokens, which a new decoder does not."""
+    return digest(tokenizer, without=("decoder", "from_latent"))
 
 
 def write_tokens(
@@ -76,10 +88,11 @@ def write_tokens(
     another tokenizer, of other photos or made in another way.
     """
     directory = Path(directory)
-    total = views * len(photos)
+    pictures = Views(photos, views, flip, seed)
+    total = len(pictures)
     starts = range(0, total, shard_size)
     config = tokenizer.config
-    shards = {_shard(i): min(shard_size, total - start) for i, start in enumerate(starts)}
+    shards = {shard_name(i): min(shard_size, total - start) for i, start in enumerate(starts)}
     index = {
         "tokenizer": fingerprint(tokenizer),
         "photos": photos.fingerprint,
@@ -95,7 +108,7 @@ def write_tokens(
         "shards": shards,
         "skipped": photos.skipped,
     }
-    _claim(directory / "index.json", index)
+    claim_folder(directory / "index.json", index)
 
     missing = [i for i, name in enumerate(shards) if not _is_whole(directory / name)]
     places = [range(starts[i], min(starts[i] + shard_size, total)) for i in missing]
@@ -104,38 +117,49 @@ def write_tokens(
         total=total, initial=done, desc="encoding", unit="img", disable=not progress or not missing
     ) as bar:
         for i, entries in zip(missing, places, strict=True):
-            latents = _encode(tokenizer, photos, entries, flip, seed, bar)
+            latents = _encode(tokenizer, pictures, entries, bar)
             at = [entry % len(photos) for entry in entries]
             save_tensors(
                 {"latents": latents, "labels": torch.from_numpy(photos.labels[at])},
-                directory / _shard(i),
+                directory / shard_name(i),
                 {"names": json.dumps([photos.names[j] for j in at])},
             )
 
 
-@torch.no_grad()
-def _encode(
-    tokenizer: Tokenizer, photos: Store, entries: range, flip: bool, seed: int, bar: tqdm
-) -> Tensor:
-    """Normalised latents [n, L, C] of the entries: entry = view * number of photos + photo."""
-    whole = Crops(photos, augment=False)
-    crops = Crops(photos, flip=flip, seed=seed)
+class Views(Dataset):
+    """The pictures that ``write_tokens`` encodes: float32 [3, H, W] in [-1, 1].
 
-    def picture(entry: int) -> Tensor:
-        view, photo = divmod(entry, len(photos))
+    Entry = view * number of photos + photo. ``made_of`` tells these pictures from any others.
+    """
+
+    def __init__(self, photos: Store, views: int = 1, flip: bool = True, seed: int = 0):
+        self.count, self.flip, self.photos = views * len(photos), flip, len(photos)
+        self.made_of = [photos.fingerprint, views, flip, seed]
+        self.whole = Crops(photos, augment=False)
+        self.crops = Crops(photos, flip=flip, seed=seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, entry: int) -> Tensor:
+        view, photo = divmod(entry, self.photos)
         if view == 0:
-            return whole[photo, entry][0]
-        if view == 1 and flip:
-            return whole[photo, entry][0].flip(-1)
-        return crops[photo, entry][0]
+            return self.whole[photo, entry][0]
+        if view == 1 and self.flip:
+            return self.whole[photo, entry][0].flip(-1)
+        return self.crops[photo, entry][0]
 
+
+@torch.no_grad()
+def _encode(tokenizer: Tokenizer, views: Views, entries: range, bar: tqdm) -> Tensor:
+    """Normalised latents [n, L, C] of the entries."""
     device = next(tokenizer.parameters()).device
     training = tokenizer.training
     tokenizer.eval()
     parts = []
     for first in range(0, len(entries), BATCH):
         some = entries[first : first + BATCH]
-        pixels = torch.stack([picture(entry) for entry in some]).to(device)
+        pixels = torch.stack([views[entry] for entry in some]).to(device)
         parts.append(tokenizer.normalize(tokenizer.encode(pixels).latents).float().cpu())
         bar.update(len(some))
     tokenizer.train(training)
@@ -177,12 +201,16 @@ def read_tokens(directory: str | Path, tokenizer: str | None = None) -> TokenSet
         raise UserError(f"{directory}: not a folder of tokens (lacks {error})") from None
 
 
-def _shard(i: int) -> str:
+def shard_name(i: int) -> str:
+    """The name of a folder's i-th file."""
     return f"tokens-{i:05d}.safetensors"
 
 
-def _claim(path: Path, index: dict[str, Any]) -> None:
-    """Write the index of a new folder, or check that the folder there is to hold the same."""
+def claim_folder(path: Path, index: dict[str, Any]) -> None:
+    """Write a new folder's index.json, ``path``, or check that the one there says the same.
+
+    Raises UserError if it does not.
+    """
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

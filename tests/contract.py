@@ -33,6 +33,10 @@ class TokenizerContract:
         torch.manual_seed(0)
         return Tokenizer(self.config)
 
+    def tokens_at(self, height: int, width: int) -> int:
+        """How many tokens an image of that size becomes."""
+        return self.config.tokens
+
     def test_shapes(self, tokenizer):
         tokens = tokenizer.encode(photos())
         assert tokens.latents.shape == (4, self.config.tokens, self.config.channels)
@@ -57,7 +61,8 @@ class TokenizerContract:
         reconstruction, tokens = tokenizer.train()(photos())
         loss = (reconstruction - photos()).square().mean() + sum(tokens.losses.values())
         loss.backward()
-        silent = [n for n, p in tokenizer.named_parameters() if p.grad is None or not p.grad.any()]
+        learned = [(n, p) for n, p in tokenizer.named_parameters() if p.requires_grad]
+        silent = [n for n, p in learned if p.grad is None or not p.grad.any()]
         assert not silent
 
     def test_images_do_not_leak_into_each_other(self, tokenizer):
@@ -76,7 +81,8 @@ class TokenizerContract:
         for height, width in ((64, 64), (32, 64), (48, 24)):
             reconstruction, tokens = tokenizer(photos(2, height, width))
             assert reconstruction.shape == (2, 3, height, width)
-            assert tokens.latents.shape == (2, self.config.tokens, self.config.channels)
+            count = self.tokens_at(height, width)
+            assert tokens.latents.shape == (2, count, self.config.channels)
         with pytest.raises(ValueError, match="not divisible by the patch"):
             tokenizer.encode(photos(1, 30, 32))
 
@@ -129,3 +135,15 @@ class TokenizerContract:
             rough = tokenizer.encode(photos()).latents
         assert rough.dtype == torch.float32
         assert (rough - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+class GridContract(TokenizerContract):
+    """A tokenizer with one token per cell: a larger image has more of them."""
+
+    def tokens_at(self, height: int, width: int) -> int:
+        return (height // self.config.patch) * (width // self.config.patch)
+
+    def test_tokens_must_fill_the_grid(self, tokenizer):
+        latents = torch.zeros(1, self.config.tokens - 1, self.config.channels)
+        with pytest.raises(UserError, match=r"15 tokens are not a grid of 4 x 4 cells"):
+            tokenizer.decode(latents)

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from softvq import cli
+from softvq.data import find_photos
+from softvq.evaluate.probe import Probe, ProbeConfig
 
 COMMANDS = [
     "demo",
@@ -22,6 +24,11 @@ COMMANDS = [
     "reconstruct",
     "generate",
     "evaluate",
+    "evaluate reconstruction",
+    "evaluate generation",
+    "evaluate latents",
+    "evaluate statistics",
+    "cost",
 ]
 
 
@@ -69,7 +76,7 @@ def test_help_shows_an_example(command, capsys):
     assert f"example:\n  softvq {command}" in text
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "train"])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("train", "evaluate")])
 def test_the_example_is_a_valid_command(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command.split(), "--help"])
@@ -103,7 +110,7 @@ def test_wrong_usage(capsys):
 
 def test_missing_folder(tokenizer, tmp_path, capsys):
     missing = tmp_path / "nowhere"
-    result = run(capsys, "evaluate", "--tokenizer", tokenizer, "--data", missing)
+    result = run(capsys, "evaluate", "reconstruction", "--tokenizer", tokenizer, "--data", missing)
     assert_one_line_error(result, missing, "no such folder")
 
 
@@ -116,7 +123,7 @@ def test_unknown_recipe_and_key(tmp_path, capsys):
 
 
 def test_not_a_model_and_damaged_weights(tokenizer, tmp_path, capsys):
-    evaluate = ["evaluate", "--data", "builtin", "--tokenizer", tmp_path]
+    evaluate = ["evaluate", "latents", "--data", "builtin", "--tokenizer", tmp_path]
     assert_one_line_error(run(capsys, *evaluate), tmp_path, "config.json")
     (tmp_path / "config.json").write_bytes((tokenizer / "config.json").read_bytes())
     whole = (tokenizer / "model.safetensors").read_bytes()
@@ -187,6 +194,14 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def probe(tmp_path_factory) -> Path:
+    """An untrained probe for 32 x 32 pixels."""
+    folder = tmp_path_factory.mktemp("probe")
+    Probe(ProbeConfig(height=32, width=32, classes=14, channels=8)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """Six photos in two classes, two of one stem, and a damaged one."""
     folder = tmp_path_factory.mktemp("photos")
@@ -245,14 +260,55 @@ def test_decode_refuses_names_outside_the_folder(tmp_path):
             cli._png_paths([name], str(tmp_path))
 
 
-def test_evaluate(trained, capsys):
-    arguments = ["evaluate", "--tokenizer", trained / "tokenizer", "--data", "builtin"]
+def test_evaluate_reconstruction(trained, tmp_path, capsys):
+    data = ["--tokenizer", trained / "tokenizer", "--data", "builtin"]
+    arguments = ["evaluate", "reconstruction", *data]
     code, out, _ = run(capsys, *arguments, "--json")
     result = json.loads(out)
     assert code == 0 and result["images"] == 210 and result["floats_per_image"] == 128
     assert 5 < result["psnr_db"] < 40 and -1 < result["ssim"] < 1
     code, out, _ = run(capsys, *arguments)
-    assert code == 0 and f"psnr_db           {result['psnr_db']}" in out
+    assert code == 0 and f"psnr_db                {result['psnr_db']}" in out
+    left = np.zeros((32, 32), np.uint8)
+    left[:, :16] = 1
+    name = find_photos("builtin", "val").names[0]
+    path = tmp_path / "masks" / Path(name).with_suffix(".png")
+    path.parent.mkdir(parents=True)
+    Image.fromarray(left).save(path)
+    code, out, _ = run(capsys, *arguments, "--json", "--masks", tmp_path / "masks")
+    inside = json.loads(out)
+    assert code == 0 and inside["images_inside"] == 1 and inside["psnr_db"] == result["psnr_db"]
+    assert 5 < inside["psnr_inside_db"] < 40 and -1 < inside["ssim_inside"] < 1
+    code, _, err = run(capsys, *arguments, "--masks", tmp_path)
+    assert code == 2 and f"{tmp_path}: no mask for any photo" in err
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance of")
+def test_evaluate_generation(trained, probe, tmp_path, capsys):
+    model = trained / "generator"
+    arguments = ["evaluate", "generation", "--model", model, "--features", probe, "--steps", 2]
+    code, out, _ = run(capsys, *arguments, "--data", "builtin", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["images"] == 210 and "32x32" in result["features"]
+    assert result["gfd"] > 0 and 0 <= result["precision"] <= 1 and 0 <= result["coverage"] <= 1
+    reference = tmp_path / "reference.npz"
+    statistics = ["evaluate", "statistics", "--data", "builtin", "--features", probe]
+    tokenizer = ["--tokenizer", trained / "tokenizer"]
+    code, out, _ = run(capsys, *statistics, *tokenizer, "--out", reference)
+    assert code == 0 and "210 photos" in out
+    against = ["--reference", reference, "--images", 28, "--json"]
+    code, out, _ = run(capsys, *arguments, *against)
+    assert code == 0 and json.loads(out)["gfd"] > 0
+
+
+def test_evaluate_latents(trained, capsys):
+    data = ["--tokenizer", trained / "tokenizer", "--data", "builtin"]
+    code, out, _ = run(capsys, "evaluate", "latents", *data, "--json")
+    result = json.loads(out)
+    assert code == 0 and len(result["token_contributions_db"]) == result["tokens"]
+    for share in ("linear_probe_accuracy", "knn_accuracy", "codebook_usage"):
+        assert 0 < result[share] <= 1
+    assert 1 <= result["effective_rank"] <= 128
 
 
 def test_generate(trained, tmp_path, capsys):

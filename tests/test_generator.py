@@ -1,76 +1,44 @@
 """SiT, its paths and its losses, and the golden vectors of the reference for all of them."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
+from vectors import BESIDE, HERE, GoldenNet, random_net
 
 from softvq.errors import UserError
+from softvq.generator.diffusion import Diffusion
 from softvq.generator.guidance import Guided
 from softvq.generator.path import (
     PATHS,
+    TARGETS,
     TIMES,
+    Cosine,
     Linear,
+    check_path,
+    denoising_loss,
     drop_labels,
     training_loss,
-    velocity_loss,
 )
 from softvq.generator.sampler import euler, euler_maruyama, heun, time_grid
 from softvq.generator.transformer import SiT, SiTConfig
 
 TINY = SiTConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)
 
-# The first file is in the repository, the other only where the acceptance material lies beside it.
-HERE = Path(__file__).parent / "golden" / "sit_d2_h64.safetensors"
-BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "model"
-GOLDEN = [HERE, BESIDE / "sit_d2_h64.safetensors", BESIDE / "sit_d2_h64_naive_qknorm.safetensors"]
-
-
-class Golden:
-    """One golden file: its tensors, and a comparison by its own tolerances."""
-
-    def __init__(self, path: Path):
-        with safe_open(path, "pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}
-            metadata = file.metadata()
-        if "tolerances" in metadata:
-            self.tolerances = json.loads(metadata["tolerances"])
-        else:
-            index = json.loads((path.parent / "INDEX.json").read_text())[path.stem]["tensors"]
-            self.tolerances = {k: v["tol_abs"] for k, v in index.items() if "tol_abs" in v}
-        official = json.loads(metadata["config"])
-        config = SiTConfig(
-            tokens=official["T"],
-            channels=official["C"],
-            num_classes=1000,
-            width=official["hid"],
-            depth=official["depth"],
-            heads=official["heads"],
-            qk_norm=official["qk_norm"],
-        )
-        self.net = SiT(config).eval()
-        self.positions = self.net.pos_embed.clone()
-        state = {k.removeprefix("sd."): v for k, v in self.tensors.items() if k.startswith("sd.")}
-        self.net.load_state_dict(state)
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return self.tensors[key]
-
-    def check(self, key: str, value: torch.Tensor) -> None:
-        assert value.shape == self[key].shape
-        error = (value.double() - self[key].double()).abs().max().item()
-        assert error <= self.tolerances[key], (
-            f"{key}: off by {error}, {self.tolerances[key]} allowed"
-        )
+GOLDEN = [
+    HERE / "sit_d2_h64.safetensors",
+    BESIDE / "sit_d2_h64.safetensors",
+    BESIDE / "sit_d2_h64_naive_qknorm.safetensors",
+    BESIDE / "sit_2d_p2.safetensors",
+]
 
 
 @pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def golden(request):
     if not request.param.is_file():
         pytest.skip(f"{request.param} is not here")
-    return Golden(request.param)
+    return GoldenNet(request.param, SiT)
 
 
 def test_golden_forward(golden):
@@ -82,10 +50,10 @@ def test_golden_forward(golden):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_golden_losses_and_gradients(golden, name):
-    path = PATHS[name]
+    path = PATHS[name]()
     uniform, lognormal = golden["in.time"].flatten(), golden["in.lognormal"].flatten().exp()
     for times, t in {"uniform": uniform, "lognormal": path.time_at(lognormal)}.items():
-        loss = velocity_loss(
+        loss = denoising_loss(
             golden.net, path, golden["in.x0"], golden["in.y_train"], t, golden["in.noise"]
         )
         golden.check(f"out.siloss_{name}_{times}", loss)
@@ -93,7 +61,7 @@ def test_golden_losses_and_gradients(golden, name):
             golden.net.zero_grad()
             loss.mean().backward()
     kept = [key for key in golden.tensors if key.startswith(f"grad.{name}.")]
-    assert kept
+    assert kept or (name == "cosine" and golden.net.config.patch)
     for key in kept:
         golden.check(key, golden.net.get_parameter(key.removeprefix(f"grad.{name}.")).grad)
 
@@ -111,7 +79,7 @@ def test_golden_sde_sampler(golden):
     x, y, times = golden["in.xT"], golden["in.y_gen"], time_grid(8, last=0.04)
 
     def sample(net, path):
-        return euler_maruyama(net, x, times, y, PATHS[path], noise=lambda i: golden["in.eps"][i])
+        return euler_maruyama(net, x, times, y, PATHS[path](), lambda i: golden["in.eps"][i])
 
     guided = Guided(golden.net, 1.5)
     golden.check("out.em8_cfg1.0_linear", sample(golden.net, "linear"))
@@ -121,15 +89,6 @@ def test_golden_sde_sampler(golden):
     golden.check("out.em8_cfg1.5_linear_generate_sit_4n", sample(guided, "linear"))
 
 
-def random_net(config: SiTConfig = TINY) -> SiT:
-    """A net with every weight drawn, for adaLN-Zero starts as the zero function."""
-    torch.manual_seed(0)
-    net = SiT(config).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return net
-
-
 def test_new_net_predicts_zero():
     out = SiT(TINY)(torch.randn(2, 6, 3), torch.rand(2), torch.tensor([0, 4]))
     assert out.shape == (2, 6, 3)
@@ -137,7 +96,7 @@ def test_new_net_predicts_zero():
 
 
 def test_net_reads_time_label_and_position():
-    net, x = random_net(), torch.randn(1, 6, 3)
+    net, x = random_net(TINY), torch.randn(1, 6, 3)
     t, y = torch.tensor([0.5]), torch.tensor([1])
     out = net(x, t, y)
     assert not torch.allclose(out, net(x, t + 0.1, y))
@@ -176,7 +135,7 @@ def test_bad_config_is_refused(change):
 
 
 def test_save_and_load(tmp_path):
-    net = random_net()
+    net = random_net(TINY)
     net.save_pretrained(tmp_path)
     again = SiT.from_pretrained(tmp_path)
     assert again.config == TINY
@@ -193,8 +152,10 @@ def test_save_and_load(tmp_path):
         SiT.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
-def test_path_formulas(path):
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", PATHS.values(), ids=PATHS.keys())
+def test_path_formulas(kind, target):
+    path = kind(target)
     t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(path.alpha(ends), 1 - ends)
@@ -204,18 +165,63 @@ def test_path_formulas(path):
     x0, noise = torch.randn(2, 7, 4, 3, dtype=torch.float64)
     step = 1e-5
     later, earlier = (path.interpolate(x0, noise, t + h) for h in (step, -step))
-    v = path.velocity(x0, noise, t)
-    torch.testing.assert_close(v, (later - earlier) / (2 * step))
-    # Given x0, x_t is a Gaussian of deviation sigma: its score is -noise / sigma.
-    score = path.score_from_velocity(v, path.interpolate(x0, noise, t), t)
-    torch.testing.assert_close(score, -noise / path.sigma(t)[:, None, None])
+    torch.testing.assert_close(path.velocity(x0, noise, t), (later - earlier) / (2 * step))
+    learned = path.regressed(x0, noise, t)
+    expected = {"v": path.velocity(x0, noise, t), "eps": noise, "x0": x0}[target]
+    torch.testing.assert_close(learned, expected)
+    found = path.split(learned, path.interpolate(x0, noise, t), t)
+    torch.testing.assert_close(found, (x0, noise))
+    more = torch.cat([learned, torch.zeros(7, 4, 3)], -1)  # a learned variance is no part of it
+    assert torch.equal(path.split(more, path.interpolate(x0, noise, t), t)[0], found[0])
+    assert (path.loss(learned, x0, noise, t) == 0).all()
+    torch.testing.assert_close(path.loss(learned + 2, x0, noise, t), torch.full_like(t, 4))
+
+
+@pytest.mark.parametrize("kind", PATHS.values(), ids=PATHS.keys())
+def test_posterior_is_conditioning_of_gaussians(kind):
+    """x_s and x_t given x_0: condition their joint normal distribution on x_t."""
+    path = kind()
+    t, s = torch.tensor([1.0, 0.6, 0.2]).double(), torch.tensor([0.9, 0.3, 0.0]).double()
+    ratio = path.alpha(t) / path.alpha(s)
+    # x_t = ratio x_s + noise, so cov(x_s, x_t | x_0) = ratio sigma_s^2
+    gain = ratio * path.sigma(s) ** 2 / path.sigma(t) ** 2
+    x0, x = torch.randn(2, 3, 4, 2, dtype=torch.float64)
+    a_t, a_s, g = (w[:, None, None] for w in (path.alpha(t), path.alpha(s), gain))
+    back = path.posterior(t, s)
+    torch.testing.assert_close(back.mean(x0, x), a_s * x0 + g * (x - a_t * x0))
+    torch.testing.assert_close(back.variance, path.sigma(s) ** 2 * (1 - gain * ratio))
+    torch.testing.assert_close(back.added, path.sigma(t) ** 2 - ratio**2 * path.sigma(s) ** 2)
+
+
+def test_network_on_another_path_is_refused():
+    net, x, y = random_net(TINY), torch.randn(2, 6, 3), torch.tensor([0, 1])
+    noisy = random_net(replace(TINY, target="eps"))
+    for wrong, path in ((noisy, Linear()), (net, Linear("eps")), (net, Diffusion("v"))):
+        with pytest.raises(ValueError, match="belongs to"):
+            euler(wrong, x, time_grid(2, path=path), y, path)
+        with pytest.raises(ValueError, match="belongs to"):
+            Guided(wrong, 1.5, path=path)
+    check_path(net, Cosine())  # as the reference samples
+
+
+def test_predicted_noise_says_nothing_at_the_end():
+    net, x = random_net(replace(TINY, target="eps")), torch.randn(2, 6, 3)
+    with pytest.raises(ValueError, match=r"0\.\.0\.999"):
+        euler(net, x, time_grid(2), None, Linear("eps"))
+    assert time_grid(2, path=Linear("eps")).tolist() == [0.999, 0.4995, 0]
+
+
+@pytest.mark.parametrize("change", [{"target": "velocity"}, {"interpolant": "straight"}])
+def test_unknown_process_is_refused(change):
+    with pytest.raises(UserError, match="is none of"):
+        replace(TINY, **change)
 
 
 def test_times_lie_in_the_unit_interval():
     generator = torch.Generator().manual_seed(0)
-    for path in PATHS.values():
+    for kind in PATHS.values():
         for draw in TIMES.values():
-            t = draw(path, 2000, generator, torch.device("cpu"))
+            t = draw(kind(), 2000, generator, torch.device("cpu"))
             assert t.shape == (2000,)
             assert t.min() >= 0 and t.max() <= 1
             assert abs(t.median() - 0.5) < 0.05

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from softvq.errors import UserError
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.bottleneck import BOTTLENECKS, codebook_stats, entropy_gap
-from softvq.tokenizer.model import token_rows
+from softvq.tokenizer.vit import token_rows
 
 
 class TestSoftVQ(TokenizerContract):
@@ -92,11 +92,12 @@ def test_gain_gives_unit_variance_latents():
 
 def test_entropy_gap_against_the_plain_formula():
     logits = torch.randn(50, 20, dtype=torch.float64) * 3
-    q = logits.softmax(-1)
+    q = (logits / 0.5).softmax(-1)
     per_sample = -(q * q.log()).sum(-1).mean()
     mean = q.mean(0)
     of_mean = -(mean * (mean + 1e-5).log()).sum()
-    torch.testing.assert_close(entropy_gap(logits), per_sample - of_mean)
+    gap = entropy_gap(torch.matmul, 0.5, logits[None], torch.eye(20, dtype=torch.float64)[None])
+    torch.testing.assert_close(gap, per_sample - of_mean)
 
 
 def test_codebook_stats_by_count():
@@ -134,7 +135,7 @@ def test_kl_term_and_sampling_against_torch_distributions():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bottleneck": "softqv"}, "is none of softvq, vq, kl, ae"),
+        ({"bottleneck": "softqv"}, "is none of softvq, gmm, vq, kl, ae"),
         ({"stem": "hybrid"}, "is none of patch, conv"),
         ({"height": 30}, "not divisible by patch 8"),
         ({"codebooks": 3}, "not divisible by codebooks 3"),

@@ -6,21 +6,25 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from contract import photos
 from PIL import Image
 from torch import nn
 
 from softvq.data import open_store
 from softvq.errors import UserError
 from softvq.evaluate.distances import frechet_distance
-from softvq.evaluate.model import probe_features
+from softvq.evaluate.features import probe_features
 from softvq.evaluate.probe import Probe
 from softvq.io import load_tensors
 from softvq.recipe import ProbeRecipe, TokenizerRecipe, TrainConfig, load_recipe
 from softvq.tokenizer import Tokenizer
+from softvq.tokenizer.lpips import LPIPS
+from softvq.tokenizer.objective import Objective, ObjectiveConfig
 from softvq.train.checkpoint import load_newest, save_checkpoint
 from softvq.train.loop import average, optimizers, rate, train
 from softvq.train.probe import train_probe
@@ -69,6 +73,28 @@ CONFIG = TrainConfig(
 )
 
 
+class Duel(Line):
+    """With an adversary that from image 24 on learns, with noise, what the model says of 1."""
+
+    def __init__(self, *args, harm=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.adversary = nn.Linear(1, 1)
+        self.adversary.config = SimpleNamespace(lr=0.05)
+        self.harm, self.duels = harm, []
+
+    def loss(self, net, x):
+        self.said = net(torch.ones(1, 1)).detach()
+        return super().loss(net, x)
+
+    def adversary_loss(self, net, x):
+        position = round(x[0].item() * 64)
+        if position < 24:
+            return None
+        self.duels.append(position)
+        error = (net(torch.ones(1, 1)) - self.said + 0.01 * torch.randn(())).square().mean()
+        return error * (float("nan") if position == self.harm else 1), {"said": self.said.mean()}
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -109,6 +135,24 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path):
     ]
 
 
+def test_an_adversary_learns_after_the_model_and_resumes_with_it(tmp_path):
+    whole = Duel()
+    train(whole, CONFIG, tmp_path / "whole", "recipe")
+    assert whole.duels == list(range(24, 64, 8))
+    logged = [line for line in lines(tmp_path / "whole") if "loss" in line]
+    assert ["adversary_loss" in line for line in logged] == [False] * 3 + [True] * 5
+    stopped = Duel(pause=0.05)
+    threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert not train(stopped, CONFIG, tmp_path / "parts", "recipe")
+    rest = Duel()
+    assert train(rest, CONFIG, tmp_path / "parts", "recipe")
+    assert stopped.duels + rest.duels == whole.duels
+    name = "checkpoints/000000000064.safetensors"
+    one, two = load_tensors(tmp_path / "whole" / name), load_tensors(tmp_path / "parts" / name)
+    assert one.keys() == two.keys() and "adversary.weight" in one
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 @pytest.mark.parametrize("harm", ["truncate", "flip", "no weights", "half a note"])
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys, harm):
     train(Line(), CONFIG, tmp_path, "recipe")
@@ -143,6 +187,13 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         train(Line(poison=5), CONFIG, tmp_path, "recipe")
     seen, state, _ = load_newest(tmp_path / "checkpoints")
     assert seen == 32 and all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_nan_of_the_adversary_stops_the_run_too(tmp_path):
+    with pytest.raises(UserError, match=r"no longer finite at 40 images.*adversary.lr \(now 0.05"):
+        train(Duel(harm=40), CONFIG, tmp_path, "recipe")
+    seen, state, _ = load_newest(tmp_path / "checkpoints")
+    assert seen == 40 and all(torch.isfinite(value).all() for value in state.values())
 
 
 def test_only_two_checkpoints_are_kept_and_leftovers_go(tmp_path):
@@ -278,3 +329,95 @@ def test_every_precision_can_be_given_on_the_command_line(precision):
     """YAML reads a bare ``no`` as false, so no value may look like that."""
     recipe = load_recipe(TokenizerRecipe, "tiny", [f"train.precision={precision}"])
     assert recipe.train.precision == precision
+
+
+# ---- the objective ----
+
+
+def adversarial(*more: str) -> TokenizerTask:
+    settings = ["adversary.weight=0.2", "adversary.width=8", "adversary.depth=2"]
+    return TokenizerTask(load_recipe(TokenizerRecipe, "tiny", [*settings, *more]), None, None)
+
+
+def batch(seen: int):
+    return seen, photos(), torch.arange(4)
+
+
+def test_before_its_start_nothing_adversarial_is_computed():
+    task = adversarial("adversary.start=64")
+    calls = []
+    task.adversary.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    for seen in (0, 32, 63):
+        _, terms = task.loss(task.model, batch(seen))
+        assert "adversarial" not in terms
+        assert task.adversary_loss(task.adversary, batch(seen)) is None
+    assert not calls
+    _, terms = task.loss(task.model, batch(64))
+    assert "adversarial" in terms and len(calls) == 1
+    loss, _ = task.adversary_loss(task.adversary, batch(64))
+    assert torch.isfinite(loss) and len(calls) > 1
+
+
+@pytest.mark.parametrize("adaptive", ["false", "true"])
+def test_each_side_leaves_the_other_without_gradients(adaptive):
+    task = adversarial(f"adversary.adaptive={adaptive}")
+    loss, _ = task.loss(task.model.train(), batch(0))
+    loss.backward()
+    assert all(p.grad is None for p in task.adversary.parameters())
+    assert task.model.tokenizer.last_layer.grad.any()
+    task.model.zero_grad()
+    task.adversary_loss(task.adversary, batch(0))[0].backward()
+    assert all(p.grad is not None for p in task.adversary.parameters())
+    assert all(p.grad is None for p in task.model.parameters())
+
+
+def test_the_adaptive_weight_sets_the_ratio_of_gradients():
+    """At the last layer, to the adversary's weight: 0.2 of those of all pixel terms together."""
+    task = adversarial("adversary.adaptive=true")
+    _, terms = task.loss(task.model, batch(0))
+    last = task.model.tokenizer.last_layer
+    pixel = terms["l2"] + terms["perceptual"]
+    ours, theirs = (
+        torch.autograd.grad(term, last, retain_graph=True)[0].norm()
+        for term in (pixel, terms["adversarial"])
+    )
+    assert (theirs / ours).item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_no_weight_no_adversary():
+    task = TokenizerTask(load_recipe(TokenizerRecipe, "tiny", []), None, None)
+    assert task.adversary is None and task.teacher is None and task.model.head is None
+    assert list(task.objective.parameters()) == []
+
+
+def test_lpips_rises_linearly_over_its_warmup(monkeypatch):
+    """With a distance of 2, at 1/4 of the way: 0.5 x 1/4 x 2."""
+
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return torch.full((a.shape[0],), 2.0)
+
+    monkeypatch.setattr(LPIPS, "from_file", lambda path: Two())
+    config = ObjectiveConfig(lpips=0.5, lpips_vgg="vgg.pth", lpips_warmup=100)
+    objective = Objective(config)
+    for seen, expected in ((0, None), (25, 0.25), (50, 0.5), (100, 1.0), (1000, 1.0)):
+        terms = objective(photos(), photos(), seen)
+        assert terms.get("lpips") == (None if expected is None else pytest.approx(expected))
+    at_once = Objective(dataclasses.replace(config, lpips_warmup=0))
+    assert at_once(photos(), photos(), 0)["lpips"] == pytest.approx(1.0)
+
+
+def test_lpips_without_its_file_is_refused_before_training(tmp_path):
+    for path, message in (
+        ("null", "give objective.lpips_vgg=FILE"),
+        (tmp_path / "none.pth", "no such file"),
+    ):
+        settings = ["objective.lpips=1", f"objective.lpips_vgg={path}"]
+        with pytest.raises(UserError, match=message):
+            TokenizerTask(load_recipe(TokenizerRecipe, "tiny", settings), None, None)
+
+
+def test_objective_is_the_weighted_sum_of_its_closed_forms():
+    config = ObjectiveConfig(l1=0.5, l2=2.0, perceptual=0.0)
+    terms = Objective(config)(photos(), photos() + 0.1, 0)
+    assert {k: round(v.item(), 5) for k, v in terms.items()} == {"l1": 0.05, "l2": 0.02}

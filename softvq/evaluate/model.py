@@ -1,62 +1,200 @@
-"""A trained model's figures on photos it has not seen."""
+"""A trained model's figures: of its reconstructions, its drawn pictures, its latents.
 
+Pictures are measured as 8-bit files would hold them and are streamed: memory does not grow with
+their number, but for the features that need every picture (see ``FeatureSet``).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from softvq import images
-from softvq.data import Store
+from softvq.data import Crops, Store, fixed_batches
 from softvq.errors import UserError
-from softvq.evaluate.distances import frechet_distance
-from softvq.evaluate.pixels import psnr, ssim
-from softvq.evaluate.probe import Probe
+from softvq.evaluate.features import (
+    BATCH,
+    FeatureNetwork,
+    FeatureSet,
+    frechet_distances,
+    set_measures,
+)
+from softvq.evaluate.latents import (
+    codebook_use,
+    effective_rank,
+    knn_accuracy,
+    linear_probe,
+    token_contributions,
+)
+from softvq.evaluate.pixels import lpips_per_image, psnr_per_image, ssim_per_image
+from softvq.evaluate.statistics import Statistics
 from softvq.pipeline import Pipeline
 from softvq.tokenizer import Tokenizer
-from softvq.train.tokenizer import reconstruct_all
+from softvq.tokenizer.lpips import LPIPS
+
+NEIGHBOURS = 20
+FEWEST = 6  # pictures that density and coverage need: more than their 5 neighbours
+
+
+def evaluate_reconstruction(
+    tokenizer: Tokenizer,
+    photos: Store,
+    network: FeatureNetwork | None = None,
+    lpips: LPIPS | None = None,
+    masks: Path | None = None,
+) -> dict[str, float]:
+    """Means over the photos: psnr_db, ssim, lpips; with a network rfid or rfd (and rsfid).
+
+    ``masks``: a folder of pictures named and placed as the photos, not black inside; adds each
+    measure inside, over ``images_inside`` photos: those with a mask that is not empty.
+    """
+    device = next(tokenizer.parameters()).device
+    values: dict[str, list[np.ndarray]] = {}
+    real = FeatureSet(network, keep=False) if network else None
+    rebuilt = FeatureSet(network, keep=False) if network else None
+    done = 0
+    for pixels, _ in fixed_batches(photos, BATCH):
+        a = images.to_uint8(pixels)
+        b = images.to_uint8(tokenizer.reconstruct(pixels.to(device)))
+        regions: dict[str, np.ndarray | None] = {"": None}
+        if masks:
+            names = photos.names[done : done + len(a)]
+            regions["_inside"] = read_masks(masks, names, photos.size)
+        for where, mask in regions.items():
+            values.setdefault(f"psnr{where}_db", []).append(psnr_per_image(a, b, mask))
+            values.setdefault(f"ssim{where}", []).append(ssim_per_image(a, b, mask=mask))
+            if lpips:
+                values.setdefault(f"lpips{where}", []).append(lpips_per_image(a, b, lpips, mask))
+        if real and rebuilt:
+            real.add(a)
+            rebuilt.add(b)
+        done += len(a)
+    joined = {name: np.concatenate(parts) for name, parts in values.items()}
+    figures: dict[str, float] = {}
+    if masks:
+        figures["images_inside"] = int(np.isfinite(joined["ssim_inside"]).sum())
+        if not figures["images_inside"]:
+            raise UserError(f"{masks}: no mask for any photo; name each as its photo, with .png")
+    figures |= {name: float(np.nanmean(x)) for name, x in joined.items()}
+    if real and rebuilt:
+        figures |= frechet_distances(real.statistics, rebuilt, "r")
+    return figures
+
+
+def read_masks(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
+    """Masks [N, height, width] of photos: ``folder``/name.png, fitted as the photos are.
+
+    A pixel is inside where at least a quarter of it is; a photo without a file has an empty mask.
+    Raises UserError for a damaged mask.
+    """
+    masks = np.zeros((len(names), *size), dtype=bool)
+    for mask, name in zip(masks, names, strict=True):
+        path = (folder / name).with_suffix(".png")
+        if path.is_file():
+            try:
+                picture = np.asarray(images.load(path))
+            except images.BadImage as error:
+                raise UserError(str(error)) from None
+            inside = Image.fromarray(255 * picture.any(axis=2).astype(np.uint8)).convert("RGB")
+            mask[:] = np.asarray(images.fit(inside, size))[..., 0] >= 64
+    return masks
+
+
+def evaluate_generation(
+    pipeline: Pipeline,
+    network: FeatureNetwork,
+    photos: Store | None = None,
+    reference: dict[str, Statistics] | None = None,
+    count: int | None = None,
+    **sampling: Any,
+) -> dict[str, float]:
+    """Drawn pictures against photos, or against reference statistics: gfid or gfd, and more.
+
+    Against photos as many pictures are drawn, with the photos' labels if they have any, and all
+    measures are taken; against statistics ``count`` pictures, evenly over the classes, and only
+    those that need no photo. ``sampling`` goes to ``Pipeline.generate_latents``. Raises UserError.
+    """
+    if (photos is None) == (reference is None):
+        raise UserError("drawn pictures are measured against either photos or statistics")
+    wanted = len(photos) if photos is not None else count or 0
+    if wanted < FEWEST:
+        raise UserError(f"{wanted} pictures are too few to measure; give {FEWEST} or more")
+    names = pipeline.classes
+    labels: list[str] | None = None
+    if names and photos is not None and photos.classes:
+        labels = [photos.classes[i] for i in photos.labels]
+    elif names:
+        labels = [names[i * len(names) // wanted] for i in range(wanted)]
+    drawn = FeatureSet.of(network, _drawn(pipeline, labels, wanted, sampling))
+    if photos is None:
+        figures = frechet_distances(reference or {}, drawn, "g")
+        if not figures:
+            raise UserError("the statistics are not of this network's features")
+        return figures | set_measures(None, drawn)
+    real = FeatureSet.of(network, (images.to_uint8(x) for x, _ in fixed_batches(photos, BATCH)))
+    return frechet_distances(real.statistics, drawn, "g") | set_measures(real, drawn)
+
+
+def _drawn(
+    pipeline: Pipeline, labels: list[str] | None, count: int, sampling: dict[str, Any]
+) -> Iterator[np.ndarray]:
+    for first in range(0, count, BATCH):
+        last = min(first + BATCH, count)
+        some = labels[first:last] if labels else None
+        more = None if labels else last - first
+        latents = pipeline.generate_latents(some, more, start=first, **sampling)
+        yield pipeline.decode_uint8(latents)
 
 
 @torch.no_grad()
-def probe_features(probe: Probe, pictures: np.ndarray) -> np.ndarray:
-    """Features [N, F] of pictures, uint8 [N, H, W, 3]. Raises UserError for another size."""
-    size = (probe.config.height, probe.config.width)
-    if pictures.shape[1:3] != size:
-        raise UserError(
-            f"the probe was trained on {size[0]}x{size[1]} pixels, the pictures have "
-            f"{pictures.shape[1]}x{pictures.shape[2]}; train one at their size"
-        )
-    device = next(probe.parameters()).device
-    parts = [probe.features(images.to_tensor(some).to(device)).cpu() for some in batches(pictures)]
-    return torch.cat(parts).numpy()
+def evaluate_latents(
+    tokenizer: Tokenizer, train: Store, held_out: Store, limit: int = 10_000, probed: int = 128
+) -> dict[str, Any]:
+    """What the normalised latents of the photos hold.
 
-
-def batches(pictures: np.ndarray, size: int = 64) -> list[np.ndarray]:
-    """The pictures in order, ``size`` at a time."""
-    return [pictures[first : first + size] for first in range(0, len(pictures), size)]
-
-
-def evaluate_model(
-    tokenizer: Tokenizer,
-    photos: Store,
-    probe: Probe | None = None,
-    pipeline: Pipeline | None = None,
-    **sampling: Any,
-) -> dict[str, float]:
-    """PSNR (dB) and SSIM of the reconstructions; with a probe, Frechet distances to the photos.
-
-    Given a pipeline, as many pictures as there are photos are drawn, with the photos' labels;
-    ``sampling`` goes to the pipeline. Reconstructions and drawn pictures are rounded to 8 bits.
+    A linear probe (C = 1) and the 20 nearest neighbours are fitted on ``train`` and scored on
+    ``held_out``, where photos have classes; rank and codebook use are those of ``train``;
+    ``token_contributions_db``, a list, is over ``probed`` held-out photos. At most ``limit`` photos
+    of each set are taken, evenly spread.
     """
-    originals, rebuilt = reconstruct_all(tokenizer, photos)
-    figures = {"psnr_db": psnr(originals, rebuilt), "ssim": ssim(originals, rebuilt)}
-    if probe:
-        real = probe_features(probe, originals)
-        figures["fd_reconstructed"] = frechet_distance(real, probe_features(probe, rebuilt))
-        if pipeline:
-            if pipeline.classes:
-                drawn = pipeline([photos.classes[i] for i in photos.labels], **sampling)
-            else:
-                drawn = pipeline(count=len(photos), **sampling)
-            pictures = np.stack([np.asarray(picture) for picture in drawn])
-            figures["fd_generated"] = frechet_distance(real, probe_features(probe, pictures))
+    x, y, indices = _encoded(tokenizer, train, limit)
+    test, want, _ = _encoded(tokenizer, held_out, limit)
+    figures: dict[str, Any] = {"images_fitted": len(x), "images_scored": len(test)}
+    if len(train.classes) > 1:
+        figures["linear_probe_accuracy"] = linear_probe(x, y).accuracy(test, want)
+        figures["knn_accuracy"] = knn_accuracy(x, y, test, want, min(NEIGHBOURS, len(x)))
+    figures["effective_rank"] = effective_rank(x)
+    if indices is not None:
+        usage, perplexity = codebook_use(indices, tokenizer.bottleneck.codewords)
+        figures |= {"codebook_usage": usage, "codebook_perplexity": perplexity}
+    pictures = torch.cat([x for x, _ in _spread(held_out, probed)])
+    figures["token_contributions_db"] = token_contributions(tokenizer, pictures)
     return figures
+
+
+def _spread(photos: Store, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of at most ``limit`` whole photos, evenly spread over all, and their labels."""
+    chosen = np.linspace(0, len(photos) - 1, min(limit, len(photos))).astype(int)
+    whole = Crops(photos, augment=False)
+    for first in range(0, len(chosen), BATCH):
+        some = chosen[first : first + BATCH]
+        yield torch.stack([whole[i, i][0] for i in some]), torch.from_numpy(photos.labels[some])
+
+
+def _encoded(
+    tokenizer: Tokenizer, photos: Store, limit: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Normalised latents [N, L C], labels [N], and numbers of codewords where there are any."""
+    device = next(tokenizer.parameters()).device
+    latents, labels, indices = [], [], []
+    for pixels, some in _spread(photos, limit):
+        tokens = tokenizer.encode(pixels.to(device))
+        latents.append(tokenizer.normalize(tokens.latents).flatten(1).float().cpu())
+        labels.append(some)
+        if tokens.indices is not None:
+            indices.append(tokenizer.bottleneck.number(tokens.indices).cpu())
+    return torch.cat(latents), torch.cat(labels), torch.cat(indices) if indices else None

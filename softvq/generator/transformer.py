@@ -1,31 +1,67 @@
-"""The DiT block stack (Peebles & Xie 2022) on token sequences, and SiT: the stack as velocity.
+"""The DiT block stack (Peebles & Xie 2022), which DiT and SiT share.
 
-Shapes: B batch, L tokens, C channels, D width. State-dict names and shapes are those of the
-reference implementation's checkpoints.
+Shapes: B batch, L positions, C channels, D width, N tokens of the transformer. State-dict names and
+shapes are those of the reference implementation's checkpoints.
 """
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
-from softvq.io import load_model, save_model
-from softvq.layers import Attention, LabelEmbedder, Mlp, TimeEmbedder, modulate, sincos_1d
+from softvq.generator import path
+from softvq.generator.diffusion import Diffusion
+from softvq.io import load_model, read_config, save_model
+from softvq.layers import (
+    Attention,
+    LabelEmbedder,
+    Mlp,
+    SwiGLU,
+    TimeEmbedder,
+    modulate,
+    rotary_angles,
+    sincos_1d,
+    sincos_2d,
+)
+
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+MLPS: dict[str, Callable[..., nn.Module]] = {
+    "gelu": partial(Mlp, approximate="tanh"),
+    "swiglu": SwiGLU,
+}
+
+# The published sizes, and one for tests.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 64, "depth": 2, "heads": 2},
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
 
 
 @dataclass(frozen=True)
-class SiTConfig:
-    """Shape of a token generator. Raises UserError if the fields do not fit together.
+class TransformerConfig:
+    """Shape of a generator. Raises UserError if the fields do not fit together.
 
-    tokens, channels:     the latents [B, L, C] it works on
+    tokens, channels:     the latents it works on: L positions of C channels
     num_classes:          labels are 0..num_classes-1 and num_classes is the null class;
                           0 makes an unconditional model, which knows the null class only
     width, depth, heads:  of the transformer; mlp_ratio is its MLP's width over ``width``
-    qk_norm:              LayerNorm on each head's queries and keys
+    qk_norm:              a norm on each head's queries and keys
     label_dropout:        probability with which training replaces a label by the null class
+    patch:                None: latents are sequences [B, L, C], one token per position. p: latents
+                          are maps [B, C, H, W] with L = H * W, one token per p x p positions
+    rows:                 H of a map; None for a square one
+    norm, mlp:            "layer" | "rms", "gelu" | "swiglu"
+    rotary:               turns queries and keys by their positions, beside the fixed positions
     """
 
     tokens: int
@@ -37,11 +73,17 @@ class SiTConfig:
     mlp_ratio: float = 4.0
     qk_norm: bool = False
     label_dropout: float = 0.1
+    patch: int | None = None
+    rows: int | None = None
+    norm: str = "layer"
+    mlp: str = "gelu"
+    rotary: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "channels", "width", "depth", "heads", "mlp_ratio"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"generator: {name} must be positive, got {getattr(self, name)}")
+        for name in ("tokens", "channels", "width", "depth", "heads", "mlp_ratio", "patch", "rows"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"generator: {name} must be positive, got {value}")
         if self.num_classes < 0:
             raise UserError(f"generator: num_classes must be 0 or more, got {self.num_classes}")
         if not 0 <= self.label_dropout <= 1:
@@ -50,40 +92,125 @@ class SiTConfig:
             raise UserError(
                 f"generator: width {self.width} must be even and divisible by heads {self.heads}"
             )
+        if self.norm not in NORMS:
+            raise UserError(f"generator: norm '{self.norm}' is none of {', '.join(NORMS)}")
+        if self.mlp not in MLPS:
+            raise UserError(f"generator: mlp '{self.mlp}' is none of {', '.join(MLPS)}")
+        axes = 1 if self.patch is None else 2
+        if self.rotary and self.width // self.heads % (2 * axes):
+            raise UserError(
+                f"generator: rotary positions need heads of {2 * axes}n channels, "
+                f"got {self.width // self.heads}"
+            )
+        if self.patch is None:
+            return
+        rows, columns = self.latent_shape[1:]
+        if rows * columns != self.tokens or rows % self.patch or columns % self.patch:
+            raise UserError(
+                f"generator: {self.tokens} tokens are no map of {rows} rows that patch "
+                f"{self.patch} divides; give rows"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one image's latents: (L, C), or (C, H, W) with a patch."""
+        if self.patch is None:
+            return self.tokens, self.channels
+        rows = self.rows or math.isqrt(self.tokens)
+        return self.channels, rows, self.tokens // rows
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of transformer tokens; a sequence is one row."""
+        if self.patch is None:
+            return 1, self.tokens
+        _, rows, columns = self.latent_shape
+        return rows // self.patch, columns // self.patch
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a prediction."""
+        return self.channels
+
+    @property
+    def process(self) -> path.Path:
+        """What the network's predictions mean, for losses and samplers."""
+        raise NotImplementedError
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm without learned affine: adaLN supplies scale and shift."""
-    return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+@dataclass(frozen=True)
+class SiTConfig(TransformerConfig):
+    """Adds the interpolant, "linear" | "cosine", and the target: "v", "eps" or "x0"."""
+
+    interpolant: str = "linear"
+    target: str = "v"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interpolant not in path.PATHS:
+            raise UserError(f"interpolant '{self.interpolant}' is none of {', '.join(path.PATHS)}")
+        _ = self.process  # which checks the target
+
+    @property
+    def process(self) -> path.Path:
+        return path.PATHS[self.interpolant](self.target)
+
+
+@dataclass(frozen=True)
+class DiTConfig(TransformerConfig):
+    """Adds the diffusion, see :class:`Diffusion`, and whether its variance is learned."""
+
+    target: str = "eps"
+    schedule: str = "linear"
+    timesteps: int = 1000
+    learn_variance: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.process  # which checks target, schedule and timesteps
+
+    @property
+    def out_channels(self) -> int:
+        return 2 * self.channels if self.learn_variance else self.channels
+
+    @property
+    def process(self) -> Diffusion:
+        return Diffusion(self.target, self.schedule, self.timesteps)
+
+
+def layer_norm(width: int, kind: str = "layer") -> nn.Module:
+    """A norm of NORMS without learned affine: adaLN supplies scale and shift."""
+    return NORMS[kind](width, elementwise_affine=False, eps=1e-6)
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-Zero: x [B, L, D], condition [B, D] -> [B, L, D].
+    """Transformer block with adaLN-Zero: x [B, N, D], condition [B, D] -> [B, N, D].
 
     The condition gives shift, scale and gate of both branches. Gates start at zero, so a new
     block is the identity.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.norm1 = layer_norm(width)
-        self.attn = Attention(width, heads, qk_norm=qk_norm)
-        self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, mlp_ratio, approximate="tanh")
+        width = config.width
+        self.norm1 = layer_norm(width, config.norm)
+        self.attn = Attention(width, config.heads, NORMS[config.norm] if config.qk_norm else None)
+        self.norm2 = layer_norm(width, config.norm)
+        self.mlp = MLPS[config.mlp](width, config.mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, angles: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, -1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), angles)
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
-    """adaLN and a projection: x [B, L, D], condition [B, D] -> [B, L, channels]."""
+    """adaLN and a projection: x [B, N, D], condition [B, D] -> [B, N, channels]."""
 
-    def __init__(self, width: int, channels: int):
+    def __init__(self, width: int, channels: int, norm: str = "layer"):
         super().__init__()
-        self.norm_final = layer_norm(width)
+        self.norm_final = layer_norm(width, norm)
         self.linear = nn.Linear(width, channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -92,36 +219,62 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-class TokenTransformer(nn.Module):
-    """What the generators on tokens share: ``net(x, t, y) -> prediction`` [B, L, out_channels].
+class PatchEmbedder(nn.Module):
+    """Maps [B, C, H, W] -> tokens [B, N, D], row-major."""
 
-    x  noisy latents [B, L, C]
-    t  times [B] in [0, 1], 0 data, 1 noise
+    def __init__(self, channels: int, width: int, patch: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TokenTransformer(nn.Module):
+    """``net(x, t, y) -> prediction``, like x but of ``config.out_channels`` channels.
+
+    x  noisy latents [B, *config.latent_shape]
+    t  times [B] as ``config.process.clock`` gives them
     y  labels [B], ``config.num_classes`` is the null class; None means the null class for all,
        and an unconditional model ignores y
+
+    Raises ValueError for latents of another shape.
     """
 
-    def __init__(self, config: SiTConfig, out_channels: int):
+    config_class: ClassVar[type[TransformerConfig]]
+    pos_embed: Tensor
+    angles: Tensor | None
+
+    def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        width = config.width
-        self.x_embedder = nn.Linear(config.channels, width)
+        width, patch, (rows, columns) = config.width, config.patch, config.grid
+        self.x_embedder: nn.Module
+        if patch is None:
+            self.x_embedder = nn.Linear(config.channels, width)
+            positions = sincos_1d(columns, width)
+            places = torch.arange(columns)[:, None]
+        else:
+            self.x_embedder = PatchEmbedder(config.channels, width, patch)
+            positions = sincos_2d(rows, columns, width)
+            places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         self.t_embedder = TimeEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
-        self.register_buffer("pos_embed", sincos_1d(config.tokens, width)[None])
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, config.qk_norm)
-            for _ in range(config.depth)
-        )
-        self.final_layer = FinalLayer(width, out_channels)
+        self.register_buffer("pos_embed", positions[None])
+        angles = rotary_angles(places, width // config.heads) if config.rotary else None
+        self.register_buffer("angles", angles, persistent=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        out = config.out_channels * (patch or 1) ** 2
+        self.final_layer = FinalLayer(width, out, config.norm)
         self._initialise()
 
     def _initialise(self) -> None:
         """The DiT paper's: Xavier everywhere, small embeddings, zero gates and zero output."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in self.t_embedder.mlp:
             if isinstance(layer, nn.Linear):
@@ -131,25 +284,24 @@ class TokenTransformer(nn.Module):
             nn.init.zeros_(linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        if x.shape[1:] != (self.config.tokens, self.config.channels):
-            raise ValueError(
-                f"expected latents [B, {self.config.tokens}, {self.config.channels}], "
-                f"got {list(x.shape)}"
-            )
+        if x.shape[1:] != self.config.latent_shape:
+            expected = ", ".join(map(str, self.config.latent_shape))
+            raise ValueError(f"expected latents [B, {expected}], got {list(x.shape)}")
         if y is None or self.config.num_classes == 0:
             y = torch.full((x.shape[0],), self.config.num_classes, device=x.device)
         condition = self.t_embedder(t) + self.y_embedder(y)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
-            x = block(x, condition)
-        return self.final_layer(x, condition)
+            x = block(x, condition, self.angles)
+        return self._map(self.final_layer(x, condition))
 
-
-class SiT(TokenTransformer):
-    """Scalable interpolant transformer (Ma et al. 2024): predicts the velocity dx/dt [B, L, C]."""
-
-    def __init__(self, config: SiTConfig):
-        super().__init__(config, out_channels=config.channels)
+    def _map(self, tokens: Tensor) -> Tensor:
+        """Sequences as they are; with a patch, [B, N, p * p * channels] -> [B, channels, H, W]."""
+        patch = self.config.patch
+        if patch is None:
+            return tokens
+        cells = tokens.unflatten(1, self.config.grid).unflatten(3, (patch, patch, -1))
+        return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def save_pretrained(self, directory: str | Path, half: bool = False) -> None:
         """Write config.json and model.safetensors; ``half`` stores the weights in float16."""
@@ -157,9 +309,58 @@ class SiT(TokenTransformer):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
-        """Load what ``save_pretrained`` wrote, strictly, in evaluation mode, on the CPU.
+        """Load strictly what ``save_pretrained`` or the reference implementation wrote.
 
-        Raises UserError for a missing or damaged file, an unknown config field, and weights that
-        are missing, extra or of another shape.
+        In evaluation mode, on the CPU. Raises UserError for a missing or damaged file, an unknown
+        config field, another kind of model, and weights that are missing, extra or of another
+        shape.
         """
-        return load_model(cls, SiTConfig, directory)
+        from softvq.interop import reference_generators as reference  # which imports this module
+
+        if reference.recognises(read_config(Path(directory))):
+            return reference.load_reference(cls, directory)
+        return load_model(cls, cls.config_class, directory)
+
+
+class SiT(TokenTransformer):
+    """Scalable interpolant transformer (Ma et al. 2024): t in [0, 1], 0 data, 1 noise.
+
+    By default it predicts the velocity dx/dt on straight lines.
+    """
+
+    config_class = SiTConfig
+
+
+class DiT(TokenTransformer):
+    """Diffusion transformer (Peebles & Xie 2022): t are timesteps 0..T-1 of a diffusion.
+
+    By default it predicts the noise and, in as many channels again, the variance of a step.
+    """
+
+    config_class = DiTConfig
+
+
+@contextmanager
+def hidden_states(net: TokenTransformer, block: int) -> Iterator[list[Tensor]]:
+    """Collects what block ``block`` (1 is the first) gives out, [B, N, D], at every call of net.
+
+    The states are part of the graph, so that a loss on them trains the blocks before: the place to
+    align a generator with other features (REPA, Yu et al. 2024). Raises UserError if there is no
+    such block.
+
+    >>> with hidden_states(net, 8) as states:
+    ...     loss = training_loss(...)
+    >>> features = states[0]
+    """
+    if not 1 <= block <= len(net.blocks):
+        raise UserError(f"block {block} is none of 1..{len(net.blocks)}")
+    states: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        states.append(output)
+
+    handle = net.blocks[block - 1].register_forward_hook(keep)
+    try:
+        yield states
+    finally:
+        handle.remove()

@@ -39,10 +39,12 @@ FIELDS = {
     "entropy_weight": "entropy_loss_ratio",
     "commitment": "commit_loss_beta",
     "kl_weight": "kl_loss_weight",
+    "rope_theta": "rope_theta",
 }
 # Fields that are read in some other way than one to one.
 SPECIAL = {
-    "base_image_size", "dec_patch_size", "encoder_model", "decoder_model", "vq_mean", "vq_std"
+    "base_image_size", "dec_patch_size", "encoder_model", "decoder_model", "vq_mean", "vq_std",
+    "use_rope", "rope_mixed",
 }  # fmt: skip
 # What our networks always are. Another value describes a network that we do not have.
 FIXED: dict[str, Any] = {
@@ -51,7 +53,6 @@ FIXED: dict[str, Any] = {
     "to_pixel": "linear",
     "dec_cls_token": True,
     "use_ape": True,
-    "use_rope": False,
 }
 # What a forward pass never reads: training, alignment, other networks. Written as given here.
 UNUSED: dict[str, Any] = {
@@ -69,8 +70,6 @@ UNUSED: dict[str, Any] = {
     "dec_drop_path_rate": 0.0,
     "enc_token_drop": 0.0,
     "enc_token_drop_max": 0.6,
-    "rope_mixed": False,
-    "rope_theta": 10.0,
     "repa": False,
     "repa_patch_size": 16,
     "repa_model": "vit_large_patch14_dinov2.lvd142m",
@@ -86,6 +85,7 @@ USED = 65536  # length of the reference's record of used codewords
 
 RENAMED = {
     r"^(encoder|decoder)\.grid\.": r"\1.model.",
+    r"^(encoder|decoder)\.rotary\.": r"\1.",
     r"^(encoder|decoder)\.(patch_embed|blocks|norm)\.": r"\1.model.\2.",
     r"^decoder\.to_pixels\.": "decoder.to_pixel.model.",
     r"^to_latent\.": "quant_conv.",
@@ -94,6 +94,8 @@ RENAMED = {
 }
 # Never read by a forward pass: the decoder's patch embedding and the record of used codewords.
 DEAD = ("decoder.model.patch_embed.", "quantize.codebook_used")
+# With rotary positions, the decoder's learned ones neither; freqs_t_* number columns and rows.
+DEAD_WITH_ROPE = ("decoder.model.pos_embed", "encoder.freqs_t_", "decoder.freqs_t_")
 # Our tensors whose rows are the pixels of a patch: colour first here, colour last there.
 PIXELS = ("decoder.to_pixels.weight", "decoder.to_pixels.bias")
 ALIGNMENT = ("repa_model.", "projection.")  # the alignment teacher and the head that meets it
@@ -126,7 +128,9 @@ def from_reference(
     or misshaped tensors (all are listed, by the reference's names).
     """
     tokenizer = Tokenizer(tokenizer_config(config, state, num_heads, where))
-    dropped = DEAD + (ALIGNMENT if config.get("repa") else ())
+    dropped: tuple[str, ...] = DEAD
+    dropped += ALIGNMENT if config.get("repa") else ()
+    dropped += DEAD_WITH_ROPE if config["use_rope"] else ()
     state = {key: value for key, value in state.items() if not key.startswith(dropped)}
     ours = named_tensors(tokenizer)
     check_fit({reference_key(key): value for key, value in ours.items()}, state, where)
@@ -144,7 +148,7 @@ def export_reference(tokenizer: Tokenizer, directory: str | Path) -> None:
 
     Dead tensors are written as zeros. The reference keeps one mean and one standard deviation for
     all channels: ours are pooled. Networks of a number of heads that no timm model has are opened
-    again with ``num_heads``, and not by the reference.
+    again with ``num_heads``, and not by the reference, which cannot run axial positions either.
 
     Raises UserError, listing what the reference cannot express.
     """
@@ -171,9 +175,12 @@ def colour_last(rows: Tensor) -> Tensor:
 
 
 def named_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Our tensors by name, without latent mean and std, which the reference keeps in its config."""
-    state = tokenizer.state_dict()
-    return {key: value for key, value in state.items() if key not in ("latent_mean", "latent_std")}
+    """Our tensors by name, without those of ours alone.
+
+    Latent mean and std are in the reference's config; moving averages only train a codebook.
+    """
+    ours = ("latent_mean", "latent_std", "bottleneck.ema_")
+    return {k: v for k, v in tokenizer.state_dict().items() if not k.startswith(ours)}
 
 
 def tokenizer_config(
@@ -202,6 +209,7 @@ def tokenizer_config(
         values |= {f"{part}_width": width, f"{part}_depth": depth, f"{part}_heads": heads}
     return TokenizerConfig(
         bottleneck=bottleneck_of(config, state),
+        rope=("mixed" if config["rope_mixed"] else "axial") if config["use_rope"] else "none",
         layer_scale=LAYER_SCALE,
         entropy_pooled=True,
         **values,
@@ -241,11 +249,20 @@ def reference_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The reference's 45 fields for a tokenizer. See export_reference."""
     config = tokenizer.config
     inexpressible = {
+        f"network {config.network}": config.network != "vit",
         "height other than width": config.height != config.width,
         f"stem {config.stem}": config.stem != "patch",
         "no class_token": not config.class_token,
         "no layer_scale": not config.layer_scale,
         "gain": config.gain and config.bottleneck == "softvq",
+        "bottleneck gmm": config.bottleneck == "gmm",
+        f"assignment {config.assignment}": config.bottleneck == "softvq"
+        and config.assignment != "cosine",
+        "codebooks over channels": config.bottleneck == "softvq"
+        and config.codebook_axis == "channels"
+        and config.codebooks > 1,
+        f"{config.levels} levels": config.bottleneck == "softvq" and config.levels > 1,
+        "vq_update simvq": config.bottleneck == "vq" and config.vq_update == "simvq",
     }
     if any(inexpressible.values()):
         faults = ", ".join(fault for fault, holds in inexpressible.items() if holds)
@@ -259,6 +276,8 @@ def reference_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "decoder_model": timm_name(config.decoder_heads),
         "vq_mean": mean.mean().item(),
         "vq_std": pooled.item(),
+        "use_rope": config.rope != "none",
+        "rope_mixed": config.rope == "mixed",
     }
     fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     return dict(sorted((fields | special | FIXED | UNUSED).items()))
@@ -283,4 +302,12 @@ def reference_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
     if config.bottleneck in ("softvq", "vq"):
         one_each = [config.codebooks] if config.bottleneck == "softvq" else []
         dead["quantize.codebook_used"] = [*one_each, USED]
+    rows, columns = config.grid
+    if config.rope != "none":
+        dead["decoder.model.pos_embed"] = [1, rows * columns + 1, *bias.shape]
+    if config.rope == "mixed":
+        x, y = (torch.arange(n, device=bias.device).to(bias) for n in (columns, rows))
+        for part in ("encoder", "decoder"):
+            state[f"{part}.freqs_t_x"] = x.repeat(rows)
+            state[f"{part}.freqs_t_y"] = y.repeat_interleave(columns)
     return state | {key: bias.new_zeros(shape) for key, shape in dead.items()}

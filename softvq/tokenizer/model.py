@@ -1,17 +1,22 @@
 """The tokenizer: images to L continuous tokens of C channels and back."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
+from softvq.interop.hub import local_directory
 from softvq.io import load_model, read_config, save_model
-from softvq.layers import sincos_2d
-from softvq.tokenizer.bottleneck import BOTTLENECKS, Tokens
-from softvq.tokenizer.vit import STEMS, Decoder, Encoder
+from softvq.tokenizer import cnn, vit
+from softvq.tokenizer.bottleneck import BOTTLENECKS, CHOICES, Tokens
+
+NETWORKS: dict[str, tuple[Any, Any]] = {
+    "vit": (vit.Encoder, vit.Decoder),
+    "cnn": (cnn.Encoder, cnn.Decoder),
+}
 
 
 @dataclass
@@ -20,14 +25,22 @@ class TokenizerConfig:
 
     height, width: pixels of the images it was trained on, divisible by ``patch``.
     tokens, channels: L and C; an image is kept as L x C floats.
-    bottleneck: softvq | vq | kl | ae.
+    network: vit (any number of tokens, see :mod:`softvq.tokenizer.vit`) | cnn (one token per cell
+        of a grid, see :mod:`softvq.tokenizer.cnn` for how it reads ``patch``, ``encoder_*`` and
+        ``decoder_*``).
+    bottleneck: softvq | gmm | vq | kl | ae.
     codebook_size, codebooks: K codewords in each of the codebooks (SoftVQ; VQ has one).
     tau, entropy_tau: temperatures of the assignment and of its entropy term.
     gain: rescale soft mixtures by one learned factor (SoftVQ).
     entropy_weight, commitment, kl_weight: weights of the bottleneck's own losses.
     entropy_pooled: average assignments over all codebooks, as if codeword k of each were the same
         one, which is how the published weights were trained; False: one entropy per codebook.
+    assignment, codebook_axis, levels: see :class:`softvq.tokenizer.softvq.SoftVQ`.
+    vq_update, ema_decay: see :class:`softvq.tokenizer.vq.VQ`.
+    free_bits: nats that each channel may hold at no lower cost (KL).
+    Of the vit alone, which the cnn does not read: heads, class_token and
     stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
+    rope: none | axial (fixed) | mixed (learned) rotary positions of the patches, and their theta.
     """
 
     height: int = 256
@@ -35,6 +48,9 @@ class TokenizerConfig:
     patch: int = 16
     tokens: int = 64
     channels: int = 32
+    network: str = "vit"
+    rope: str = "none"
+    rope_theta: float = 10.0
     bottleneck: str = "softvq"
     codebook_size: int = 8192
     codebooks: int = 1
@@ -55,6 +71,12 @@ class TokenizerConfig:
     class_token: bool = True
     layer_scale: float | None = 1e-5
     entropy_pooled: bool = False
+    assignment: str = "cosine"
+    codebook_axis: str = "tokens"
+    levels: int = 1
+    vq_update: str = "gradient"
+    ema_decay: float = 0.99
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -65,13 +87,21 @@ class TokenizerConfig:
             "channels",
             "codebook_size",
             "codebooks",
+            "levels",
         ):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.bottleneck not in BOTTLENECKS:
             raise UserError(f"bottleneck '{self.bottleneck}' is none of {', '.join(BOTTLENECKS)}")
-        if self.stem not in STEMS:
-            raise UserError(f"stem '{self.stem}' is none of {', '.join(STEMS)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} '{getattr(self, name)}' is none of {', '.join(known)}")
+        if self.network not in NETWORKS:
+            raise UserError(f"network '{self.network}' is none of {', '.join(NETWORKS)}")
+        if self.stem not in vit.STEMS:
+            raise UserError(f"stem '{self.stem}' is none of {', '.join(vit.STEMS)}")
+        if self.rope not in vit.ROPE:
+            raise UserError(f"rope '{self.rope}' is none of {', '.join(vit.ROPE)}")
         if self.height % self.patch or self.width % self.patch:
             raise UserError(
                 f"image size {self.height}x{self.width} is not divisible by patch {self.patch}"
@@ -83,15 +113,6 @@ class TokenizerConfig:
         return self.height // self.patch, self.width // self.patch
 
 
-def token_rows(tokens: int, aspect: float) -> int:
-    """Rows of the coarse grid over a picture of height / width = ``aspect`` that holds L tokens.
-
-    The divisor of L whose grid cells come nearest to squares.
-    """
-    divisors = [r for r in range(1, tokens + 1) if tokens % r == 0]
-    return min(divisors, key=lambda r: abs(math.log(r * r / tokens / aspect)))
-
-
 class Tokenizer(nn.Module):
     """Encoder, bottleneck, decoder, and the mean and standard deviation of the latents.
 
@@ -100,54 +121,51 @@ class Tokenizer(nn.Module):
     >>> images = tokenizer.decode(latents)              # [B, 3, H, W]
     """
 
+    encoder: Any  # a pair of NETWORKS
+    decoder: Any
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        encoder, decoder = (network(config) for network in NETWORKS[config.network])
+        self.encoder = encoder
         self.bottleneck = BOTTLENECKS[config.bottleneck](config)
-        self.to_latent = nn.Linear(config.encoder_width, self.bottleneck.features)
-        self.from_latent = nn.Linear(config.channels, config.decoder_width)
-        self.decoder = Decoder(config)
+        self.to_latent = nn.Linear(encoder.width, self.bottleneck.features)
+        self.from_latent = nn.Linear(config.channels, decoder.width)
+        self.decoder = decoder
         self.register_buffer("latent_mean", torch.zeros(config.channels))
         self.register_buffer("latent_std", torch.ones(config.channels))
         self.init_weights()
 
     def init_weights(self) -> None:
-        """All initialisation, in one place; docs/small-recipe.md measures what each step is worth.
-
-        A new model already reads its image locally: patches and latent tokens share one system of
-        2-D coordinates (the L tokens are spread over the picture as a coarse grid), queries and
-        keys start alike so that attention prefers near positions (Trockman & Kolter 2023), and
-        attention outputs start open while MLP outputs start at zero.
-        """
+        """All initialisation: of matrices here, of what is special in each part's own."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        for block in (*self.encoder.blocks, *self.decoder.blocks):
-            with torch.no_grad():
-                query, key, _ = block.attn.qkv.weight.chunk(3)
-                key.mul_(0.3).add_(query)
-                block.attn.proj.weight.mul_(0.5)
-                block.mlp.fc2.weight.zero_()
-        rows, columns = self.config.grid
-        down = token_rows(self.config.tokens, rows / columns)
-        for part in (self.encoder, self.decoder):
-            width = part.latent_pos_embed.shape[-1]
-            coarse = sincos_2d(down, self.config.tokens // down, width, (rows, columns))
-            with torch.no_grad():
-                part.grid.pos_embed[:, -rows * columns :] = 0.5 * sincos_2d(rows, columns, width)
-                part.latent_pos_embed.copy_(0.5 * coarse)
-        nn.init.normal_(self.encoder.latent_tokens, std=0.02)
-        nn.init.normal_(self.decoder.mask_token, std=0.02)
+        self.encoder.init_weights()
+        self.decoder.init_weights()
         self.bottleneck.init_weights()
 
-    def encode(self, images: Tensor) -> Tokens:
-        """Images [B, 3, H, W] in [-1, 1] -> Tokens; H and W any multiples of the patch."""
-        return self.bottleneck(self.to_latent(self.encoder(images)))
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes pixels; an adaptive adversarial weight is measured on it."""
+        return self.decoder.to_pixels.weight
+
+    def encode(self, images: Tensor, keep: Tensor | None = None) -> Tokens:
+        """Images [B, 3, H, W] in [-1, 1] -> Tokens; H and W any multiples of the patch.
+
+        ``keep``, int64 [B, K]: the patches, counted row by row, that a vit reads; None for all.
+        """
+        height, width = images.shape[-2:]
+        if height % self.config.patch or width % self.config.patch:
+            raise UserError(
+                f"image size {height}x{width} is not divisible by the patch {self.config.patch}"
+            )
+        visible = () if keep is None else (keep,)
+        return self.bottleneck(self.to_latent(self.encoder(images, *visible)))
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Latents [B, L, C] -> images [B, 3, H, W]; not clamped. ``size`` (H, W) in pixels."""
@@ -179,15 +197,31 @@ class Tokenizer(nn.Module):
         save_model(self, directory, half)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, num_heads: int | None = None) -> "Tokenizer":
-        """Load strictly what :meth:`save_pretrained` or the reference implementation wrote.
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        num_heads: int | None = None,
+        download: bool = False,
+        size: tuple[int, int] | None = None,
+    ) -> "Tokenizer":
+        """Load strictly what :meth:`save_pretrained`, the reference implementation or, for its
+        AutoencoderKL and AutoencoderDC, diffusers wrote.
 
         ``num_heads``: attention heads of a checkpoint of the reference, whose config does not say
-        them; None takes those of the timm models it names. Raises UserError.
+        them; None takes those of the timm models it names. ``download``: fetch ORGANISATION/NAME
+        from the Hugging Face hub if there is no such directory. ``size``: height and width in
+        pixels of an autoencoder of diffusers, which takes any; None for its ``sample_size``.
+        Raises UserError.
         """
-        from softvq.interop import reference  # which imports this module
+        from softvq.interop import diffusers, reference  # which import this module
 
-        if reference.recognises(read_config(Path(directory))):
+        directory = local_directory(directory, download)
+        config = read_config(Path(directory))
+        if diffusers.recognises(config):
+            return diffusers.load_diffusers(directory, size)
+        if size is not None:
+            raise UserError(f"{directory}: its image size is read from its config.json, not given")
+        if reference.recognises(config):
             return reference.load_reference(directory, num_heads)
         if num_heads is not None:
             raise UserError(f"{directory}: num_heads is read from its config.json, not given")

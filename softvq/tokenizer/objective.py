@@ -1,12 +1,15 @@
-"""What tokenizer training minimises: reconstruction, perceptual and bottleneck terms."""
+"""What tokenizer training minimises on pixels: reconstruction and perceptual terms.
+
+Terms of the latents stand elsewhere: the bottleneck's own beside it, and alignment.
+"""
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.tokenizer.bottleneck import Tokens
+from softvq.errors import UserError
+from softvq.tokenizer.lpips import LPIPS
 from softvq.tokenizer.perceptual import structural_dissimilarity
 
 
@@ -15,27 +18,60 @@ class ObjectiveConfig:
     """Weights of the terms; 0 leaves a term out and computes nothing for it.
 
     The bottleneck's own terms carry their weights in the tokenizer's config.
+
+    perceptual: structural dissimilarity at several scales, which needs no weights.
+    lpips: learned perceptual distance on VGG-16, from the local file ``lpips_vgg``; its weight
+        rises linearly from 0 over the first ``lpips_warmup`` images.
+    masking: in every batch a share of patches, drawn from 0 .. ``masking``, is kept from the
+        encoder, as in MAETok (Chen et al. 2025). For the vit.
+    latent_noise: what the decoder reads in training is moved towards noise of this many standard
+        deviations, by a share drawn from 0 .. 1 (Yang et al. 2025, "l-DeTok", who take 3).
     """
 
     l1: float = 0.0
     l2: float = 1.0
     perceptual: float = 0.1
+    lpips: float = 0.0
+    lpips_vgg: str | None = None
+    lpips_warmup: int = 0
+    masking: float = 0.0
+    latent_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.masking < 1:
+            raise UserError(f"objective.masking is a share in 0 .. 1, below 1; got {self.masking}")
+        if self.latent_noise < 0:
+            raise UserError(f"objective.latent_noise must be 0 or more, got {self.latent_noise}")
 
 
-def objective(
-    config: ObjectiveConfig, images: Tensor, reconstruction: Tensor, tokens: Tokens
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss (scalar) and its weighted terms by name.
+class Objective(nn.Module):
+    """The terms, and the frozen network that LPIPS needs; UserError if its file is not given.
 
-    images, reconstruction: [B, 3, H, W], images in [-1, 1]; computed in float32.
+    ``forward``: images, reconstruction [B, 3, H, W], images in [-1, 1], ``seen`` images so far ->
+    weighted terms by name, scalars, computed in float32.
     """
-    reconstruction = reconstruction.float()
-    terms: dict[str, Tensor] = {}
-    if config.l1:
-        terms["l1"] = config.l1 * F.l1_loss(reconstruction, images)
-    if config.l2:
-        terms["l2"] = config.l2 * F.mse_loss(reconstruction, images)
-    if config.perceptual:
-        terms["perceptual"] = config.perceptual * structural_dissimilarity(reconstruction, images)
-    terms |= tokens.losses
-    return torch.stack(list(terms.values())).sum(), terms
+
+    def __init__(self, config: ObjectiveConfig):
+        super().__init__()
+        self.config = config
+        self.lpips: LPIPS | None = None
+        if config.lpips:
+            # A file that is not given is missed under its key.
+            self.lpips = LPIPS.from_file(config.lpips_vgg or "objective.lpips_vgg")
+
+    def forward(self, images: Tensor, reconstruction: Tensor, seen: int) -> dict[str, Tensor]:
+        config = self.config
+        reconstruction = reconstruction.float()
+        terms: dict[str, Tensor] = {}
+        if config.l1:
+            terms["l1"] = config.l1 * F.l1_loss(reconstruction, images)
+        if config.l2:
+            terms["l2"] = config.l2 * F.mse_loss(reconstruction, images)
+        if config.perceptual:
+            distance = structural_dissimilarity(reconstruction, images)
+            terms["perceptual"] = config.perceptual * distance
+        rise = min(1.0, seen / config.lpips_warmup) if config.lpips_warmup else 1.0
+        if self.lpips is not None and rise:
+            distance = self.lpips(reconstruction, images).mean()
+            terms["lpips"] = config.lpips * rise * distance
+        return terms

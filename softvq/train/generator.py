@@ -1,68 +1,117 @@
 """Training a generator on the tokens of photos, encoded once."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from softvq import images
 from softvq.data import Positions
 from softvq.errors import UserError
-from softvq.generator.path import TIMES, Linear, training_loss
-from softvq.generator.transformer import SiT, SiTConfig
+from softvq.generator.families import GENERATORS
+from softvq.generator.objective import HiddenAlignmentConfig, Learning
 from softvq.pipeline import Pipeline, load_tokenizer
 from softvq.recipe import GeneratorRecipe, recipe_yaml
-from softvq.tokenizer import Tokenizer
-from softvq.tokens import TokenSet, fingerprint, read_tokens, write_tokens
+from softvq.tokenizer import Tokenizer, TokenizerConfig
+from softvq.tokenizer.alignment import Teacher, negative_cosine
+from softvq.tokens import BATCH, TokenSet, Views, fingerprint, read_tokens, write_tokens
+from softvq.train.features import stored_features
 from softvq.train.loop import claim, train
 from softvq.train.photos import open_photos
 
-PATH = Linear()
 ROWS, COLUMNS = 10, 4  # of the picture of samples: classes, and images of each
 HELD_OUT = 4096  # tokens that the validation loss is measured on
 
 
+class Aim:
+    """What alignment aims at: a teacher's features of the pictures that the tokens were made of.
+
+    They are computed for every batch or, with a ``cache`` folder, once: see ``stored_features``.
+    """
+
+    def __init__(self, teacher: Teacher, views: Views, cache: Path | None = None):
+        self.teacher, self.views = teacher, views
+        self.stored: np.ndarray | None = None
+        if cache is not None:
+            pictures = DataLoader(views, batch_size=BATCH)
+            self.stored = stored_features(cache, teacher, views.made_of, len(views), pictures)
+
+    def __getitem__(self, entry: int) -> Tensor:
+        """An entry's features [N, D] if they are stored, and its picture [3, H, W] if not."""
+        return self.views[entry] if self.stored is None else torch.tensor(self.stored[entry])
+
+    def features(self, items: Tensor) -> Tensor:
+        """A batch of items -> features [B, N, D] on their device."""
+        return self.teacher.to(items.device)(items) if self.stored is None else items.float()
+
+
+class Entries(Dataset):
+    """Tokens [L, C], label and, with an aim, its item; addressed by (entry, position)."""
+
+    def __init__(self, tokens: TokenSet, aim: Aim | None):
+        self.tokens, self.aim = tokens, aim
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, ...]:
+        entry, _ = at
+        item = self.tokens.latents[entry], self.tokens.labels[entry]
+        return item if self.aim is None else (*item, self.aim[entry])
+
+
+def make_model(
+    recipe: GeneratorRecipe, tokenizer: TokenizerConfig, classes: int, teacher: Teacher | None
+) -> Learning:
+    """A new network of the recipe and all that learns beside it. Raises UserError."""
+    torch.manual_seed(recipe.train.seed)
+    net = GENERATORS[recipe.family].net(recipe.config(tokenizer, classes))
+    if teacher is None:
+        return Learning(net, recipe.time)
+    return Learning(net, recipe.time, recipe.alignment, (teacher.patches, teacher.width))
+
+
 class GeneratorTask:
-    """Tokens -> velocity. See :class:`softvq.train.loop.Task`."""
+    """Tokens -> what the network predicts of them. See :class:`softvq.train.loop.Task`."""
 
     def __init__(
-        self, recipe: GeneratorRecipe, tokenizer: Tokenizer, tokens: TokenSet, held_out: TokenSet
+        self,
+        recipe: GeneratorRecipe,
+        tokenizer: Tokenizer,
+        tokens: TokenSet,
+        held_out: TokenSet,
+        aim: Aim | None = None,
     ):
-        if recipe.time not in TIMES:
-            raise UserError(f"time '{recipe.time}' is none of {', '.join(TIMES)}")
-        self.recipe, self.tokenizer = recipe, tokenizer
+        self.recipe, self.tokenizer, self.aim = recipe, tokenizer, aim
         self.tokens, self.held_out = tokens, held_out
-        self.config = SiTConfig(
-            tokens=tokens.latents.shape[1],
-            channels=tokens.latents.shape[2],
-            num_classes=len(tokens.classes),
-            **asdict(recipe.model),
-        )
-        torch.manual_seed(recipe.train.seed)
-        self.model = SiT(self.config)
+        teacher = aim.teacher if aim else None
+        self.model = make_model(recipe, tokenizer.config, len(tokens.classes), teacher)
 
-    def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[Tensor, Tensor]]:
-        config = self.recipe.train
+    def batches(self, start: int, rank: int, world: int) -> Iterable[list[Tensor]]:
+        config, workers = self.recipe.train, self.recipe.data.workers
         order = Positions(
             len(self.tokens), config.batch, config.images, start, config.seed, rank, world
         )
-        for items in order:
-            at = [entry for entry, _ in items]
-            yield self.tokens.latents[at], self.tokens.labels[at]
+        return DataLoader(
+            Entries(self.tokens, self.aim),
+            batch_sampler=order,
+            num_workers=workers if self.aim else 0,  # tokens lie in memory
+        )
 
-    def loss(
-        self, net: nn.Module, batch: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, net: nn.Module, batch: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         device = next(net.parameters()).device
-        x0, y = (tensor.to(device) for tensor in batch)
-        return training_loss(net, PATH, x0, y, self.config, self.recipe.time).mean(), {}
+        x0, y, *aimed_at = (tensor.to(device) for tensor in batch)
+        losses, predicted = net(x0, y)
+        loss = losses.mean()
+        if self.aim is None or self.model.head is None:
+            return loss, {}
+        target = self.model.head.target(self.aim.features(*aimed_at))
+        alignment = self.recipe.alignment.weight * negative_cosine(predicted, target)
+        return loss + alignment, {"generation": loss.detach(), "alignment": alignment.detach()}
 
-    def evaluate(self, model: SiT, folder: Path, seen: int) -> dict[str, float]:
-        pipeline = Pipeline(self.tokenizer, model, self.tokens.classes)
+    def evaluate(self, model: Learning, folder: Path, seen: int) -> dict[str, float]:
+        pipeline = Pipeline(self.tokenizer, model.net, self.tokens.classes)
         self.tokenizer.to(next(model.parameters()).device)
         if rows := min(ROWS, len(pipeline.classes)):
             shown = np.linspace(0, len(pipeline.classes) - 1, rows).astype(int)
@@ -75,48 +124,61 @@ class GeneratorTask:
         return {"validation_loss": self.validation_loss(model)}
 
     @torch.no_grad()
-    def validation_loss(self, model: SiT) -> float:
+    def validation_loss(self, model: Learning) -> float:
         """Loss on held-out tokens, without label dropout; times and noise are always the same."""
         device = next(model.parameters()).device
-        config = replace(self.config, label_dropout=0.0)
         draws = torch.Generator().manual_seed(0)
-        losses = []
-        for x0, y in zip(
-            self.held_out.latents[:HELD_OUT].split(256),
-            self.held_out.labels[:HELD_OUT].split(256),
-            strict=True,
-        ):
-            x0, y = x0.to(device), y.to(device)
-            losses.append(training_loss(model, PATH, x0, y, config, self.recipe.time, draws))
+        held_out = (self.held_out.latents, self.held_out.labels)
+        batches = zip(*(tensor[:HELD_OUT].split(256) for tensor in held_out), strict=True)
+        losses = [model.loss(x0.to(device), y.to(device), draws) for x0, y in batches]
         return torch.cat(losses).mean().item()
 
-    def export(self, model: SiT, folder: Path) -> None:
-        Pipeline(self.tokenizer, model, self.tokens.classes).save_pretrained(folder)
+    def export(self, model: Learning, folder: Path) -> None:
+        Pipeline(self.tokenizer, model.net, self.tokens.classes).save_pretrained(folder)
+
+
+def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
+    """The teacher that a recipe names, or None if it aligns with none. Raises UserError."""
+    if not alignment.weight:
+        return None
+    if not alignment.teacher:
+        raise UserError(
+            "the recipe reads a vision transformer, as facebook/dinov2-large: give "
+            "alignment.teacher=DIRECTORY, or set alignment.weight=0"
+        )
+    return Teacher.from_pretrained(alignment.teacher, alignment.download)
 
 
 def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end.
 
-    Beside what every run writes: photos/ (decoded), tokens/ (encoded, see ``softvq.tokens``), and
-    a pipeline: tokenizer/, generator/ and model_index.json.
+    Beside what every run writes: photos/ (decoded), tokens/ (encoded, see ``softvq.tokens``),
+    teacher/ (its features, with alignment.cache), and a pipeline: tokenizer/, generator/ and
+    model_index.json.
     """
     tokenizer = load_tokenizer(recipe.tokenizer)
+    teacher = open_teacher(recipe.alignment)
+    with torch.device("meta"):  # what does not fit is said before hours of encoding
+        make_model(recipe, tokenizer.config, 0, teacher)
     size = (tokenizer.config.height, tokenizer.config.width)
     photos, held_out = open_photos(recipe.data, size, folder)
-    claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of encoding
+    claim(folder, recipe_yaml(recipe))  # and so is a changed recipe
     state = PartialState(cpu=not torch.accelerator.is_available())
     tokenizer.to(state.device)
-    tokens = folder / "tokens"
+    tokens, aim = folder / "tokens", None
+    views = recipe.views, recipe.data.flip, recipe.train.seed
     with state.main_process_first():  # the others find the files that it wrote
-        write_tokens(
-            tokens / "train", tokenizer, photos, recipe.views, recipe.data.flip, recipe.train.seed
-        )
+        write_tokens(tokens / "train", tokenizer, photos, *views)
         write_tokens(tokens / "val", tokenizer, held_out)
+        if teacher is not None:
+            cache = folder / "teacher" if recipe.alignment.cache else None
+            aim = Aim(teacher.to(state.device), Views(photos, *views), cache)
     made_by = fingerprint(tokenizer)
     task = GeneratorTask(
         recipe,
         tokenizer,
         read_tokens(tokens / "train", made_by),
         read_tokens(tokens / "val", made_by),
+        aim,
     )
     return train(task, recipe.train, folder, recipe_yaml(recipe))

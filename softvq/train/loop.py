@@ -7,12 +7,13 @@ learning rate. A run that was killed therefore goes on exactly where its last ch
 import copy
 import json
 import math
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -57,33 +58,76 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Adversarial(Task, Protocol):
+    """A task that may train an adversary too, in every step after the model."""
+
+    @property
+    def adversary(self) -> Any:
+        """A module whose ``config.lr`` is its peak learning rate, or None."""
+        ...
+
+    def adversary_loss(self, net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Its loss on what the last ``loss`` produced, and named scalars; None before it begins.
+
+        ``net`` is the adversary, possibly wrapped.
+        """
+        ...
+
+
+def depth_shares(names: list[str], decay: float) -> dict[str, float]:
+    """The share of the learning rate that each parameter gets (BEiT, Bao et al. 2022).
+
+    In every stack of n blocks, ``<stack>blocks.<i>.``, block i gets decay^(n - i) and what is
+    registered before the blocks decay^(n + 1); all other parameters get 1.
+    """
+    shares = dict.fromkeys(names, 1.0)
+    inside = {name: re.match(r"(.*?)\bblocks\.(\d+)\.", name) for name in names}
+    blocks = {name: (found[1], int(found[2])) for name, found in inside.items() if found}
+    for stack in {stack for stack, _ in blocks.values()}:
+        index = {name: i for name, (where, i) in blocks.items() if where == stack}
+        depth = max(index.values()) + 1
+        before = names[: names.index(next(iter(index)))]
+        shares |= {n: decay ** (depth + 1) for n in before if n.startswith(stack)}
+        shares |= {name: decay ** (depth - i) for name, i in index.items()}
+    return shares
+
+
+def adamw(weights: list[tuple[nn.Parameter, float]], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW on parameters and their peak rates; weight decay never touches vectors."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for p, peak in weights:
+        groups.setdefault((p.ndim <= 1, peak), []).append(p)
+    return torch.optim.AdamW(
+        [
+            {"params": some, "peak": peak, "weight_decay": 0.0 if vectors else weight_decay}
+            for (vectors, peak), some in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        betas=(0.9, 0.95),
+    )
+
+
 def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW on everything, or Muon on the matrices inside blocks and AdamW on the rest.
 
-    Matrices that modulate (adaLN) are no feature maps and stay with AdamW. Weight decay never
-    touches vectors.
+    Matrices that modulate (adaLN) are no feature maps and stay with AdamW. Every group carries its
+    ``peak`` learning rate.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [
-        p
-        for name, p in named
-        if config.optimizer == "muon" and p.ndim == 2 and "blocks." in name and "adaLN" not in name
-    ]
-    chosen = {id(p) for p in hidden}
-    rest = [p for _, p in named if id(p) not in chosen]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
-    ]
+    shares = depth_shares([name for name, _ in model.named_parameters()], config.layer_decay)
+    hidden: dict[float, list[nn.Parameter]] = {}
+    rest: list[tuple[nn.Parameter, float]] = []
+    for name, p in model.named_parameters():
+        feature_map = p.ndim == 2 and "blocks." in name and "adaLN" not in name
+        if not p.requires_grad:
+            continue
+        if config.optimizer == "muon" and feature_map:
+            hidden.setdefault(config.muon_lr * shares[name], []).append(p)
+        else:
+            rest.append((p, config.lr * shares[name]))
+    found: list[torch.optim.Optimizer] = [adamw(rest, config.weight_decay)]
     if hidden:
-        found.append(
-            torch.optim.Muon(
-                hidden, lr=config.muon_lr, momentum=0.95, weight_decay=config.weight_decay
-            )
-        )
+        groups = [{"params": some, "peak": peak} for peak, some in hidden.items()]
+        found.append(torch.optim.Muon(groups, momentum=0.95, weight_decay=config.weight_decay))
     return found
 
 
@@ -107,9 +151,12 @@ def resolve_precision(precision: str) -> str:
 
 @torch.no_grad()
 def average(ema: nn.Module, model: nn.Module, keep: float) -> None:
-    """ema <- keep x ema + (1 - keep) x model; buffers are copied."""
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - keep)
-    for kept, new in zip(ema.buffers(), model.buffers(), strict=True):
+    """ema <- keep x ema + (1 - keep) x model; buffers and frozen parameters are copied."""
+    pairs = list(zip(ema.parameters(), model.parameters(), strict=True))
+    moving = [pair for pair in pairs if pair[1].requires_grad]
+    torch._foreach_lerp_([kept for kept, _ in moving], [new for _, new in moving], 1 - keep)
+    still = [pair for pair in pairs if not pair[1].requires_grad]
+    for kept, new in (*still, *zip(ema.buffers(), model.buffers(), strict=True)):
         kept.copy_(new)
 
 
@@ -166,19 +213,28 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
     model = task.model.to(accelerator.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     opts = optimizers(model, config)
+    rival_opts: list[torch.optim.Optimizer] = []
+    parts = {"model.": model, "ema.": ema}
+    adversary: Any = task.adversary if isinstance(task, Adversarial) else None
+    if adversary is not None:
+        parts["adversary."] = adversary.to(accelerator.device)
+        learning = [p for p in adversary.parameters() if p.requires_grad]
+        peaks = [(p, adversary.config.lr) for p in learning]
+        rival_opts = [adamw(peaks, config.weight_decay)]
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     seen, state, complaints = load_newest(checkpoints)
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     if state:
-        for name, part in (("model.", model), ("ema.", ema)):
+        for name, part in parts.items():
             part.load_state_dict(
                 {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
             )
-        restore_optimizers(opts, state)
+        restore_optimizers(opts + rival_opts, state)
         accelerator.print(f"resuming at {seen:,} of {config.images:,} images", file=sys.stderr)
     net = accelerator.prepare_model(model)
+    rival = None if adversary is None else accelerator.prepare_model(adversary)
     if config.compile:
         net = torch.compile(net)
     main = accelerator.is_main_process
@@ -186,9 +242,12 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
 
     def save() -> None:
         if main:
-            tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-            tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
-            save_checkpoint(checkpoints, seen, tensors | optimizer_tensors(opts))
+            tensors = {
+                name + key: tensor
+                for name, part in parts.items()
+                for key, tensor in part.state_dict().items()
+            }
+            save_checkpoint(checkpoints, seen, tensors | optimizer_tensors(opts + rival_opts))
 
     def evaluate() -> None:
         if journal:
@@ -198,6 +257,23 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
             task.export(ema, folder)
         accelerator.wait_for_everyone()
 
+    def descend(loss: Tensor, part: nn.Module, opts: list[torch.optim.Optimizer]) -> Tensor:
+        """One step of ``part`` down its loss; returns the gradient's norm before clipping."""
+        accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(part.parameters(), config.clip)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            rates = f"train.lr (now {config.lr:g}) or train.muon_lr (now {config.muon_lr:g})"
+            if adversary is not None:
+                rates += f" or adversary.lr (now {adversary.config.lr:g})"
+            raise UserError(
+                f"the loss or its gradient is no longer finite at {seen:,} images; the last "
+                f"checkpoint in {checkpoints} is good: lower {rates} in a new --out"
+            )
+        for optimizer in opts:
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
     stopping = False
 
     def stop(signum: int, frame: object) -> None:
@@ -206,7 +282,7 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     old_handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    sums: dict[str, float] = {}
+    logged: dict[str, list[float]] = {}
     steps, started = 0, time.perf_counter()
     bar = tqdm(
         total=config.images, initial=seen, unit="img", unit_scale=True, disable=not main,
@@ -216,42 +292,41 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
         for batch in task.batches(seen, accelerator.process_index, accelerator.num_processes):
             set_seed(seed + seen * accelerator.num_processes + accelerator.process_index)
             share = rate(config, seen)
-            for optimizer, peak in zip(opts, (config.lr, config.muon_lr), strict=False):
+            for optimizer in opts + rival_opts:
                 for group in optimizer.param_groups:
-                    group["lr"] = peak * share
+                    group["lr"] = group["peak"] * share
             net.train()
             with autocast:
                 loss, terms = task.loss(net, batch)
-            accelerator.backward(loss)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                raise UserError(
-                    f"the loss or its gradient is no longer finite at {seen:,} images; the last "
-                    f"checkpoint in {checkpoints} is good: lower train.lr (now {config.lr:g}) or "
-                    f"train.muon_lr (now {config.muon_lr:g}) in a new --out"
-                )
-            for optimizer in opts:
-                optimizer.step()
-                optimizer.zero_grad()
+            norm = descend(loss, model, opts)
+            values = {"loss": loss, "grad_norm": norm} | terms
+            if rival is not None and isinstance(task, Adversarial):
+                rival.train()
+                with autocast:
+                    played = task.adversary_loss(rival, batch)
+                if played is not None:
+                    loss, terms = played
+                    norm = descend(loss, adversary, rival_opts)
+                    values |= {"adversary_loss": loss, "adversary_grad_norm": norm} | terms
             before, seen = seen, min(seen + config.batch, config.images)
             # A halflife that grows with the run forgets the first steps (Karras et al. 2022).
             halflife = min(config.ema_halflife, seen * 0.05)
             average(ema, model, 0.5 ** (config.batch / max(halflife, 1e-8)))
             steps += 1
-            for name, value in ({"loss": loss, "grad_norm": norm} | terms).items():
-                sums[name] = sums.get(name, 0.0) + value.item()
+            for name, value in values.items():
+                logged.setdefault(name, []).append(value.item())
             bar.update(seen - before)
 
             def due(every: int, before: int = before, seen: int = seen) -> bool:
                 return before // every != seen // every or seen == config.images
 
             if journal and due(config.log_every):
-                values = {name: total / steps for name, total in sums.items()}
-                values |= {"lr": config.lr * share}
-                values["images_per_second"] = steps * config.batch / (time.perf_counter() - started)
-                journal.write(seen, values)
-                bar.set_postfix(loss=f"{values['loss']:.4f}")
-                sums, steps, started = {}, 0, time.perf_counter()
+                means = {name: sum(some) / len(some) for name, some in logged.items()}
+                means |= {"lr": config.lr * share}
+                means["images_per_second"] = steps * config.batch / (time.perf_counter() - started)
+                journal.write(seen, means)
+                bar.set_postfix(loss=f"{means['loss']:.4f}")
+                logged, steps, started = {}, 0, time.perf_counter()
             if due(config.evaluate_every):
                 paused = time.perf_counter()
                 evaluate()

@@ -1,62 +1,208 @@
 """Training a tokenizer on photos."""
 
+import copy
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from softvq import images
 from softvq.data import Crops, Store, fixed_batches
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
+from softvq.interop.dinov2 import initialise_encoder
 from softvq.pipeline import load_tokenizer
 from softvq.recipe import TokenizerRecipe, recipe_yaml
-from softvq.tokenizer import Tokenizer
-from softvq.tokenizer.objective import objective
-from softvq.train.loop import train
+from softvq.tokenizer import Tokenizer, TokenizerConfig
+from softvq.tokenizer.adversary import Adversary, adaptive_weight
+from softvq.tokenizer.alignment import HEADS, Head, Teacher, negative_cosine
+from softvq.tokenizer.bottleneck import Tokens
+from softvq.tokenizer.objective import Objective, ObjectiveConfig
+from softvq.train.features import FeatureCache
+from softvq.train.loop import claim, train
 from softvq.train.photos import crop_batches, open_photos
 
 SHOWN = 16  # pictures in a grid
 STATISTICS = 2048  # photos that latent mean and std are computed from
 
 
+class Autoencoding(nn.Module):
+    """What is trained: a tokenizer, and with alignment the head that reads its latents.
+
+    Masking of patches and noise on latents (see ObjectiveConfig) happen here, in training only. An
+    encoder without a trainable parameter stays in evaluation mode and runs without gradient.
+    """
+
+    def __init__(self, tokenizer: Any, head: Head | None, config: ObjectiveConfig):
+        super().__init__()
+        self.tokenizer, self.head, self.config = tokenizer, head, config
+        self.frozen = not any(p.requires_grad for p in tokenizer.encoder.parameters())
+
+    def train(self, mode: bool = True) -> "Autoencoding":
+        super().train(mode)
+        if self.frozen:
+            for part in encoding(self.tokenizer):
+                part.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tokens, Tensor | None]:
+        """Images [B, 3, H, W] -> reconstruction, Tokens, predicted features (None without head)."""
+        keep = None
+        if self.training and self.config.masking:
+            keep = unmasked(images, self.tokenizer.config.patch, self.config.masking)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.tokenizer.encode(images, keep)
+        predicted = self.head(tokens.latents) if self.head is not None else None
+        latents = tokens.latents
+        if self.training and self.config.latent_noise:
+            latents = noised(latents, self.config.latent_noise)
+        return self.tokenizer.decode(latents, images.shape[-2:]), tokens, predicted
+
+
+def unmasked(images: Tensor, patch: int, most: float) -> Tensor:
+    """Patches of images [B, 3, H, W] that the encoder reads, int64 [B, K].
+
+    The share left out is drawn from U(0, ``most``) for the batch, the patches for each image.
+    """
+    count, _, height, width = images.shape
+    patches = (height // patch) * (width // patch)
+    kept = max(1, round(patches * (1 - most * torch.rand(()).item())))
+    return torch.rand(count, patches, device=images.device).argsort(dim=1)[:, :kept]
+
+
+def noised(latents: Tensor, strength: float) -> Tensor:
+    """(1 - s) z + s e, with s ~ U(0, 1) for each image (Yang et al. 2025, "l-DeTok", Sec. 3.2).
+
+    Latents [B, L, C]; the noise e has ``strength`` times their standard deviation in each channel,
+    which no encoder can escape by growing its latents.
+    """
+    share = torch.rand(latents.shape[0], 1, 1, device=latents.device)
+    deviation = latents.detach().std((0, 1), correction=0)
+    return latents.lerp(strength * deviation * torch.randn_like(latents), share.to(latents.dtype))
+
+
+def encoding(tokenizer: Any) -> tuple[nn.Module, ...]:
+    """The parts of a tokenizer that decide its tokens."""
+    return tokenizer.encoder, tokenizer.to_latent, tokenizer.bottleneck
+
+
+def with_adapters(tokenizer: Tokenizer, rank: int, trainable: str) -> Any:
+    """The tokenizer with low-rank adapters in its blocks; all else is frozen. UserError."""
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError:
+        raise UserError("lora_rank needs peft: pip install 'softvq[lora]'") from None
+    part = "decoder" if trainable == "decoder" else "(encoder|decoder)"
+    layers = rf"{part}\.blocks\..*\.(qkv|proj|fc1|fc2)"
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
+    return LoraModel(tokenizer, {"default": config}, "default")
+
+
 class TokenizerTask:
-    """Photos -> crops -> reconstruction. See :class:`softvq.train.loop.Task`."""
+    """Photos -> crops -> reconstruction. See :class:`softvq.train.loop.Task`.
+
+    A batch is (images seen before it, pixels, rows of its photos in the store). ``features`` may be
+    set to the teacher's, computed before.
+    """
 
     def __init__(self, recipe: TokenizerRecipe, train_photos: Store, held_out: Store):
         self.recipe, self.train_photos, self.held_out = recipe, train_photos, held_out
+        check_combination(recipe)
         torch.manual_seed(recipe.train.seed)
-        self.model = Tokenizer(recipe.model)
+        tokenizer = Tokenizer(recipe.model)
         if recipe.init:
             trained = load_tokenizer(recipe.init)
+            if not isinstance(trained.config, TokenizerConfig):
+                raise UserError(f"{recipe.init}: of diffusers; init takes a tokenizer of softvq")
             ours, theirs = asdict(recipe.model), asdict(trained.config)
             changes = [f"model.{key}={theirs[key]}" for key in ours if ours[key] != theirs[key]]
             if changes:
                 raise UserError(
                     f"{recipe.init}: not of the recipe's shape; add {' '.join(changes)}"
                 )
-            self.model.load_state_dict(trained.state_dict())
+            tokenizer.load_state_dict(trained.state_dict())
+        if recipe.encoder_init:
+            initialise_encoder(tokenizer, recipe.encoder_init)
+        if recipe.trainable == "decoder":
+            for part in encoding(tokenizer):
+                part.requires_grad_(False)
+        if recipe.lora_rank:
+            tokenizer = with_adapters(tokenizer, recipe.lora_rank, recipe.trainable)
+        self.objective = Objective(recipe.objective)
+        self.adversary = Adversary(recipe.adversary) if recipe.adversary.weight else None
+        self.features: FeatureCache | None = None
+        self.teacher: Teacher | None = None
+        head = None
+        if recipe.alignment.weight:
+            self.teacher = Teacher.from_pretrained(
+                recipe.alignment.teacher or "", recipe.alignment.download
+            )
+            head = HEADS[recipe.alignment.scheme](
+                recipe.alignment.hidden,
+                (recipe.model.tokens, recipe.model.channels),
+                (self.teacher.patches, self.teacher.width),
+            )
+        self.model = Autoencoding(tokenizer, head, recipe.objective)
 
-    def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[int, Tensor, Tensor]]:
         data, config = self.recipe.data, self.recipe.train
-        return crop_batches(self.train_photos, data, config, start, rank, world)
+        photos = replace(self.train_photos, labels=np.arange(len(self.train_photos)))
+        loader = crop_batches(photos, data, config, start, rank, world)
+        for step, (pixels, rows) in enumerate(loader):
+            yield start + step * config.batch, pixels, rows
 
     def loss(
-        self, net: nn.Module, batch: tuple[Tensor, Tensor]
+        self, net: nn.Module, batch: tuple[int, Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = batch[0].to(next(net.parameters()).device)
-        reconstruction, tokens = net(pixels)
-        total, terms = objective(self.recipe.objective, pixels, reconstruction, tokens)
-        mse = (reconstruction.float() - pixels).square().mean((1, 2, 3))
+        seen, crops, rows = batch
+        device = next(net.parameters()).device
+        pixels = crops.to(device)
+        reconstruction, tokens, predicted = net(pixels)
+        terms = self.objective.to(device)(pixels, reconstruction, seen)
+        if self.adversary is not None and seen >= self.recipe.adversary.start:
+            terms["adversarial"] = self.adversarial_term(terms, reconstruction)
+        if predicted is not None:
+            target = self.aim(crops, rows, device)
+            terms["alignment"] = self.recipe.alignment.weight * negative_cosine(predicted, target)
+        terms |= tokens.losses
+        self.shown = pixels, reconstruction.detach()
+        total = torch.stack(list(terms.values())).sum()
+        mse = (self.shown[1].float() - pixels).square().mean((1, 2, 3))
         terms["train_psnr"] = (10 * torch.log10(4 / mse)).mean()
         return total, terms | tokens.stats
 
-    def evaluate(self, model: Tokenizer, folder: Path, seen: int) -> dict[str, float]:
-        originals, rebuilt = reconstruct_all(model, self.held_out)
+    def adversarial_term(self, terms: dict[str, Tensor], reconstruction: Tensor) -> Tensor:
+        """What the reconstruction loses by being told from photos; ``terms``: those of pixels."""
+        assert self.adversary is not None
+        loss = self.adversary.generator_loss(reconstruction)
+        weight: Tensor | float = self.recipe.adversary.weight
+        if self.recipe.adversary.adaptive:
+            pixel = torch.stack(list(terms.values())).sum()
+            weight = weight * adaptive_weight(pixel, loss, self.model.tokenizer.last_layer)
+        return weight * loss
+
+    def aim(self, crops: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+        """The teacher's features, as the head is to predict them."""
+        assert self.teacher is not None and self.model.head is not None
+        if self.features is not None:
+            features = self.features(crops, rows).to(device)
+        else:
+            features = self.teacher.to(device)(crops.to(device))
+        return self.model.head.target(features)
+
+    def adversary_loss(
+        self, net: nn.Module, batch: tuple[int, Tensor, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        return net(*self.shown) if batch[0] >= self.recipe.adversary.start else None
+
+    def evaluate(self, model: Autoencoding, folder: Path, seen: int) -> dict[str, float]:
+        originals, rebuilt = reconstruct_all(model.tokenizer, self.held_out)
         shown = np.linspace(0, len(originals) - 1, min(SHOWN, len(originals))).astype(int)
         rows = np.concatenate([originals[shown], rebuilt[shown]])
         scale = max(1, 128 // originals.shape[1])
@@ -64,9 +210,61 @@ class TokenizerTask:
         images.save_png(picture, folder / f"reconstruction-{seen:012d}.png")
         return {"psnr": psnr(originals, rebuilt), "ssim": ssim(originals, rebuilt)}
 
-    def export(self, model: Tokenizer, folder: Path) -> None:
-        measure_latents(model, self.train_photos)
-        model.save_pretrained(folder)
+    def export(self, model: Autoencoding, folder: Path) -> None:
+        tokenizer = model.tokenizer
+        if self.recipe.lora_rank:
+            tokenizer = copy.deepcopy(tokenizer).merge_and_unload()
+        if not model.frozen:
+            measure_latents(tokenizer, self.train_photos)
+        tokenizer.save_pretrained(folder)
+
+
+def check_combination(recipe: TokenizerRecipe) -> None:
+    """Raises UserError for settings that exclude or need each other."""
+    decoder_only = recipe.trainable == "decoder"
+    if (decoder_only or recipe.lora_rank) and not recipe.init:
+        setting = "trainable=decoder" if decoder_only else "lora_rank"
+        raise UserError(f"{setting} is for a trained tokenizer: give --init")
+    if recipe.init and recipe.encoder_init:
+        raise UserError("init has an encoder of its own: give init or encoder_init, not both")
+    if recipe.objective.masking and recipe.model.network != "vit":
+        raise UserError("objective.masking leaves out patches of network vit only; set it to 0")
+    if recipe.lora_rank and recipe.model.network != "vit":
+        raise UserError("lora_rank adapts the blocks of network vit only; set it to 0")
+    check_files(recipe)
+    if not recipe.alignment.weight:
+        return
+    if decoder_only:
+        raise UserError("alignment teaches the encoder, which is frozen; set alignment.weight=0")
+    if recipe.alignment.cache and recipe.data.margin != 1:
+        raise UserError("alignment.cache is for whole photos: set data.margin=1")
+
+
+def check_files(recipe: TokenizerRecipe) -> None:
+    """Raises UserError naming all networks of others that the recipe's terms read and lack."""
+    objective, adversary, alignment = recipe.objective, recipe.adversary, recipe.alignment
+    judged = adversary.weight and adversary.discriminator == "dino"
+    terms = (
+        (
+            objective.lpips and not objective.lpips_vgg,
+            "objective.lpips_vgg=FILE (VGG-16, as timm/vgg16.tv_in1k)",
+            "objective.lpips=0",
+        ),
+        (
+            judged and not adversary.dino,
+            "adversary.dino=FILE (a DINO, as timm/vit_small_patch16_224.dino)",
+            "adversary.weight=0",
+        ),
+        (
+            alignment.weight and not alignment.teacher,
+            "alignment.teacher=DIRECTORY (a vision transformer, as facebook/dinov2-large)",
+            "alignment.weight=0",
+        ),
+    )
+    lacking = [(file, without) for lacks, file, without in terms if lacks]
+    if lacking:
+        give, leave = (", ".join(words) for words in zip(*lacking, strict=True))
+        raise UserError(f"the recipe reads networks of others: give {give}; or set {leave}")
 
 
 @torch.no_grad()
@@ -97,7 +295,14 @@ def reconstruct_all(model: Tokenizer, photos: Store) -> tuple[np.ndarray, np.nda
 
 def train_tokenizer(recipe: TokenizerRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
+    check_combination(recipe)  # now: decoding many photos takes hours
     size = (recipe.model.height, recipe.model.width)
     photos, held_out = open_photos(recipe.data, size, folder)
     task = TokenizerTask(recipe, photos, held_out)
+    if task.teacher is not None and recipe.alignment.cache:
+        claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of work
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        with state.main_process_first():  # the others find the files that it wrote
+            teacher = task.teacher.to(state.device)
+            task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
     return train(task, recipe.train, folder, recipe_yaml(recipe))

@@ -1,0 +1,224 @@
+"""Sampling at scale: images by the ten thousand into one file, by any number of processes.
+
+Start a call once per process, as ``torchrun`` and ``accelerate launch`` do: each draws its share of
+the file's blocks, see :mod:`softvq.npz`. A block is always the same images, computed in the same
+batches, so that the file is the same bytes whatever the number of processes, and whether or not a
+run was killed and repeated.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from softvq import images
+from softvq.errors import UserError
+from softvq.generator.families import family_of
+from softvq.io import save_tensors
+from softvq.npz import NpzImages
+from softvq.pipeline import Pipeline, check_finite
+from softvq.tokenizer import Tokenizer
+from softvq.tokens import TokenSet, claim_folder, digest, fingerprint, shard_name
+
+BATCH = 64
+
+
+def choose_labels(
+    labels: Sequence[int | str], count: int, how: str = "balanced", seed: int = 0
+) -> list[int | str]:
+    """One of ``labels`` for each of ``count`` images; image i's does not depend on ``count``.
+
+    how: "balanced", all of them in turn, again and again; or "sampled", each drawn at random, all
+    alike, from a stream of ``seed`` that is none of the noise's.
+    """
+    if how == "balanced":
+        return list(islice(cycle(labels), count))
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    return [labels[i] for i in stream.integers(len(labels), size=count)]
+
+
+def generate(
+    pipeline: Pipeline,
+    path: str | Path,
+    labels: Sequence[int | str] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    batch: int = BATCH,
+    decode_batch: int = BATCH,
+    latents: str | Path | None = None,
+    progress: bool = True,
+    **options: object,
+) -> bool:
+    """Draw images 0, 1, .. of ``seed`` into the .npz file ``path``, on the devices there are.
+
+    labels, count   as for ``Pipeline.generate_latents``, and so are the ``options``
+    batch           how many images the generator draws at a time; ``decode_batch``, the decoder
+    latents         folder to keep the normalised latents in, as ``softvq.tokens`` reads them. It
+                    asks for the tokenizer's encoder alone: another decoder of it may render them
+
+    Repeating the call goes on where a stopped one was. Returns False if Ctrl-C stopped it. Raises
+    UserError if ``path`` or ``latents`` hold other images or the disk is too full, where the
+    pipeline does, and if an image is not finite.
+    """
+    if min(batch, decode_batch) < 1:
+        raise UserError(f"batches must be 1 or more, got {batch} and {decode_batch}")
+    numbers, total = pipeline.class_numbers(labels, count)
+    state = _processes()
+    pipeline.tokenizer.to(state.device)
+    pipeline.generator.to(state.device)
+    config = pipeline.tokenizer.config
+    sampling = family_of(pipeline.generator).options | options
+    settings = {
+        "tokenizer": digest(pipeline.tokenizer),
+        "generator": digest(pipeline.generator),
+        "labels": None if numbers is None else _hash(numbers.tolist()),
+        "seed": seed,
+        "batch": batch,
+        "decode_batch": decode_batch,
+        "latents": latents is not None,
+        "precision": pipeline.precision,
+        "compile": pipeline.compiled,
+        "device": state.device.type,
+    } | {k: digest(v) if isinstance(v, nn.Module) else v for k, v in sampling.items()}
+    file = NpzImages(
+        path,
+        (total, config.height, config.width, 3),
+        batch * -(-decode_batch // batch),  # whole batches of the generator, at least one decoder's
+        settings,
+        None if numbers is None else numbers.numpy(),
+    )
+    kept = None if latents is None else Path(latents)
+
+    def claim() -> None:
+        if kept is not None:
+            index = {
+                "tokenizer": fingerprint(pipeline.tokenizer),
+                "drawn_with": file.settings,
+                "tokens": config.tokens,
+                "channels": config.channels,
+                "height": config.height,
+                "width": config.width,
+                "classes": pipeline.classes,
+                "count": total,
+                "shards": {shard_name(i): len(place) for i, place in enumerate(file.blocks)},
+                "skipped": [],
+            }
+            claim_folder(kept / "index.json", index)
+
+    def render(block: int) -> np.ndarray:
+        place = file.blocks[block]
+        some = None if numbers is None else numbers[place.start : place.stop].tolist()
+        drawn = pipeline.generate_latents(
+            some, len(place) if some is None else None, seed, batch, place.start, **options
+        )
+        if kept is not None:
+            _keep(kept / shard_name(block), pipeline, drawn, some or [0] * len(place), place)
+        return pipeline.decode_uint8(drawn, decode_batch)
+
+    floats = total * config.tokens * config.channels if kept else 0
+    return write_images(file, render, claim, 4 * floats, progress)
+
+
+def _keep(path: Path, pipeline: Pipeline, drawn: Tensor, labels: list[int], place: range) -> None:
+    """Write a block's latents; an image is named by its class, if there are any, and number."""
+    folders = [re.sub("[^a-zA-Z0-9-]+", "_", name) + "/" for name in pipeline.classes] or [""]
+    names = [f"{folders[label]}{i:06d}.png" for label, i in zip(labels, place, strict=True)]
+    tokenizer = pipeline.tokenizer
+    normalised = tokenizer.normalize(drawn.to(tokenizer.latent_mean.device)).float()
+    save_tensors(
+        {"latents": normalised, "labels": torch.tensor(labels)}, path, {"names": json.dumps(names)}
+    )
+
+
+@torch.no_grad()
+def decode_tokens(
+    tokenizer: Tokenizer,
+    tokens: TokenSet,
+    path: str | Path,
+    batch: int = BATCH,
+    progress: bool = True,
+) -> bool:
+    """Decode all ``tokens`` into the .npz file ``path``; the rest is as for :func:`generate`."""
+    state = _processes()
+    tokenizer.to(state.device)
+    size = (tokens.index["height"], tokens.index["width"])
+    settings = {"tokenizer": digest(tokenizer), "tokens": _hash(tokens.index), "batch": batch}
+    file = NpzImages(
+        path,
+        (len(tokens), *size, 3),
+        batch,
+        settings | {"device": state.device.type},
+        tokens.labels.numpy() if tokens.classes else None,
+    )
+
+    def render(block: int) -> np.ndarray:
+        place = file.blocks[block]
+        latents = tokens.latents[place.start : place.stop].to(state.device)
+        pixels = tokenizer.decode(tokenizer.denormalize(latents), size)
+        return images.to_uint8(check_finite(pixels, "the decoder"))
+
+    return write_images(file, render, progress=progress)
+
+
+def write_images(
+    file: NpzImages,
+    render: Callable[[int], np.ndarray],
+    claim: Callable[[], None] = lambda: None,
+    beside: int = 0,
+    progress: bool = True,
+) -> bool:
+    """Fill ``file`` with what ``render`` makes of each missing block, and seal it.
+
+    ``claim`` is called once there is something to do, in the first process before the others; it
+    may raise UserError. ``beside``: bytes that ``render`` writes elsewhere. Returns False if Ctrl-C
+    stopped it.
+    """
+    state = _processes()
+    with state.main_process_first():  # the others find what it made
+        if file.begin(state.is_main_process, beside):
+            return True
+        claim()
+    missing = file.missing()
+    state.wait_for_everyone()  # all have read what is missing before one of them changes it
+    total, done = file.shape[0], file.images_done()
+    try:
+        with tqdm(
+            total=total, initial=done, desc="images", unit="img", smoothing=0.05,
+            disable=not (progress and state.is_main_process),
+            mininterval=1 if sys.stderr.isatty() else 30,
+        ) as bar:  # fmt: skip
+            for block in missing[state.process_index :: state.num_processes]:
+                file.write(block, render(block))
+                bar.update(file.images_done() - bar.n)
+            state.wait_for_everyone()
+            bar.update(total - bar.n)
+    except KeyboardInterrupt:
+        if state.is_main_process:
+            text = f"stopped at {file.images_done():,} of {total:,} images"
+            print(f"{text}; the same command goes on from here", file=sys.stderr)
+        return False
+    except UserError:
+        if state.is_main_process:
+            file.discard_if_empty()
+        raise
+    if state.is_main_process:
+        file.seal()
+    return True
+
+
+def _processes() -> PartialState:
+    # Told so, accelerate joins the processes of torchrun on CPUs too.
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

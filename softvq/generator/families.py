@@ -1,0 +1,187 @@
+"""The families of generators: what training and drawing must know of each, in one dict.
+
+Every family works on normalised latents [B, L, C], whatever its network takes:
+
+    loss(net, x0, y, config, times, generator) -> [B]        times: a key of TIMES, or the family's
+    sample(net, streams, y, **options) -> latents [B, L, C]  see each for its options
+
+A new family is one entry.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softvq.errors import UserError
+from softvq.generator import mar
+from softvq.generator.guidance import Guided
+from softvq.generator.path import training_loss
+from softvq.generator.sampler import LAST_SDE_STEP, SAMPLERS, NoiseStreams, time_grid
+from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig, TransformerConfig
+from softvq.interop import reference_generators
+from softvq.io import read_config
+
+
+@dataclass(frozen=True)
+class Family:
+    """``times`` is how training times are drawn where nothing else is said: a key of TIMES."""
+
+    config: type
+    net: Any
+    times: str
+    loss: Callable[..., Tensor]
+    sample: Callable[..., Tensor]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of ``sample`` and their defaults."""
+        parameters = list(inspect.signature(self.sample).parameters.values())[3:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+
+def to_net(x: Tensor, config: TransformerConfig) -> Tensor:
+    """Latents [B, L, C] as the network takes them: maps [B, C, H, W] if it cuts patches."""
+    if config.patch is None:
+        return x
+    return x.transpose(1, 2).unflatten(2, config.latent_shape[1:])
+
+
+def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
+    """The inverse of :func:`to_net`."""
+    return x if config.patch is None else x.flatten(2).transpose(1, 2)
+
+
+def transformer_loss(
+    net: Callable[..., Tensor],
+    x0: Tensor,
+    y: Tensor | None,
+    config: TransformerConfig,
+    times: str,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``training_loss`` [B] of latents [B, L, C] on the network's own path."""
+    return training_loss(net, config.process, to_net(x0, config), y, config, times, generator)
+
+
+def find_sampler(name: str) -> Callable[..., Tensor]:
+    """A sampler by its name. Raises UserError."""
+    if name not in SAMPLERS:
+        raise UserError(f"sampler '{name}' is none of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def last_step(sampler: str) -> float | None:
+    """Where a sampler's last step starts: its default, but for the SDE."""
+    return LAST_SDE_STEP if sampler == "euler_maruyama" else None
+
+
+@torch.no_grad()
+def transformer_sample(
+    net: Any,
+    streams: NoiseStreams,
+    y: Tensor | None,
+    steps: int = 50,
+    guidance: float | Tensor = 1.5,
+    interval: tuple[float, float] = (0.0, 1.0),
+    sampler: str = "euler",
+    bad: Any = None,
+) -> Tensor:
+    """Normalised latents [B, L, C], one image from each stream, given labels y [B] or None.
+
+    steps, sampler                 see ``softvq.generator.sampler``
+    guidance, interval, bad        see ``Guided``; without labels or ``bad`` there is none
+
+    Raises UserError for an unknown sampler, fewer than one step or more than a diffusion has, and
+    for guidance that cannot be.
+    """
+    draw_next, config, process = find_sampler(sampler), net.config, net.config.process
+    if steps < 1:
+        raise UserError(f"steps must be 1 or more, got {steps}")
+    if y is None and bad is None:
+        guidance = 1.0
+    weight = next(net.parameters())
+
+    def noise(step: int) -> Tensor:
+        return streams.draw(*config.latent_shape).to(weight)
+
+    guided = Guided(net, guidance, interval, bad, process)
+    times = time_grid(steps, last_step(sampler), process)
+    return from_net(draw_next(guided, noise(0), times, y, process, noise), config)
+
+
+@torch.no_grad()
+def mar_sample(
+    net: mar.MAR,
+    streams: NoiseStreams,
+    y: Tensor | None,
+    steps: int | None = None,
+    guidance: float = 1.5,
+    schedule: str = "linear",
+    sampler: str = "euler",
+    head_steps: int = 25,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Normalised latents [B, L, C], one image from each stream, given labels y [B] or None.
+
+    steps                       iterations, at most L; None for L, one token each
+    sampler, head_steps         how the head draws a token
+    guidance, schedule, temperature   see ``mar.sample``
+
+    Raises UserError for what ``mar.sample`` refuses, an unknown sampler, and no head_steps.
+    """
+    if head_steps < 1:
+        raise UserError(f"head_steps must be 1 or more, got {head_steps}")
+    return mar.sample(
+        net,
+        streams,
+        y,
+        time_grid(head_steps, last_step(sampler)),
+        net.config.tokens if steps is None else steps,
+        find_sampler(sampler),
+        1.0 if y is None else guidance,
+        schedule,
+        temperature,
+    )
+
+
+GENERATORS: dict[str, Family] = {
+    "sit": Family(SiTConfig, SiT, "lognormal", transformer_loss, transformer_sample),
+    "dit": Family(
+        DiTConfig, DiT, "uniform", transformer_loss, partial(transformer_sample, sampler="ddim")
+    ),
+    "mar": Family(mar.MARConfig, mar.MAR, "lognormal", mar.training_loss, mar_sample),
+}
+
+
+def family_of(net: nn.Module) -> Family:
+    """The family that a network belongs to."""
+    return next(family for family in GENERATORS.values() if isinstance(net, family.net))
+
+
+def load_generator(directory: str | Path) -> Any:
+    """The network of whichever family a directory holds; see its ``from_pretrained``. UserError."""
+    values = read_config(Path(directory))
+    if reference_generators.recognises(values):
+        return reference_generators.network(values).from_pretrained(directory)
+    kinds = {family.net.__name__: family.net for family in GENERATORS.values()}
+    kind = values.get("model")
+    if kind not in kinds:
+        raise UserError(f"{directory}: holds a {kind}, which is none of {', '.join(kinds)}")
+    return kinds[kind].from_pretrained(directory)
+
+
+def draw(net: nn.Module, streams: NoiseStreams, y: Tensor | None, **options: Any) -> Tensor:
+    """``sample`` of the network's family. Raises UserError for an option that it does not have."""
+    family = family_of(net)
+    for name in options:
+        if name not in family.options:
+            raise UserError(
+                f"a {type(net).__name__} has no option '{name}'; it has {', '.join(family.options)}"
+            )
+    return family.sample(net, streams, y, **options)

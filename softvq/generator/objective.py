@@ -1,0 +1,77 @@
+"""What training a generator minimises: its family's loss, and with alignment a term on its states.
+
+Alignment inside the generator (REPA, Yu et al. 2024): a head turns what block k of a transformer
+gives out into a frozen vision model's features of the clean image, and the loss is the mean
+negative cosine of the two. The head is left behind when the generator is saved.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softvq.errors import UserError
+from softvq.generator.families import family_of
+from softvq.generator.transformer import TokenTransformer, hidden_states
+from softvq.tokenizer.alignment import HEADS, AlignmentConfig, Head
+
+
+@dataclass
+class HiddenAlignmentConfig(AlignmentConfig):
+    """An AlignmentConfig whose L "latents" are the tokens of the transformer, after ``block``.
+
+    weight: the paper's is 0.5, with block 8 of 28.
+    cache: compute the features of all stored views once and keep them in the run's folder. Without
+        it the teacher sees the pictures of every batch again.
+    """
+
+    hidden: int = 2048
+    block: int = 8
+
+
+class Learning(nn.Module):
+    """What is trained: a network and, with alignment, the head that reads a block of it.
+
+    ``times`` is a key of TIMES, None what is usual in the network's family; ``features`` are the
+    teacher's (patches, width). Raises UserError if the network has no such block.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        times: str | None = None,
+        alignment: HiddenAlignmentConfig | None = None,
+        features: tuple[int, int] = (0, 0),
+    ):
+        super().__init__()
+        self.net, self.family = net, family_of(net)
+        self.times = times or self.family.times
+        self.head: Head | None = None
+        if alignment is not None:
+            if not isinstance(net, TokenTransformer):
+                raise UserError(
+                    f"alignment reads the blocks of a SiT or a DiT, and a {type(net).__name__} has "
+                    "none; set alignment.weight=0"
+                )
+            with hidden_states(net, alignment.block):  # says if there is no such block
+                rows, columns = net.config.grid
+            states = (rows * columns, net.config.width)
+            self.head = HEADS[alignment.scheme](alignment.hidden, states, features)
+            self.block = alignment.block
+
+    def forward(
+        self, x0: Tensor, y: Tensor | None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised latents [B, L, C], labels [B] -> loss [B], predicted features [B, M, D]."""
+        if self.head is None:
+            return self.loss(x0, y, generator), None
+        with hidden_states(self.net, self.block) as states:
+            loss = self.loss(x0, y, generator)
+        return loss, self.head(states[0])
+
+    def loss(self, x0: Tensor, y: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """The family's, [B]. In evaluation mode no label is dropped."""
+        config = self.net.config
+        config = config if self.training else replace(config, label_dropout=0.0)
+        return self.family.loss(self.net, x0, y, config, self.times, generator)

@@ -1,0 +1,191 @@
+"""Images by the ten thousand in one .npz on disk, written in blocks by any number of processes.
+
+    samples.npz             arr_0 uint8 [N, H, W, 3]; arr_1 int64 [N], the labels, if there are any
+    samples.npz.partial/    until all of it is there
+        array               the file to be: every image has its place in it already
+        done                a byte for each block: 1 when its images are on the disk
+        settings.json       what decides the images, written last: without it nothing here counts
+
+An .npz is a zip archive. Uncompressed, as here, it holds its arrays as they lie in memory: blocks
+are written through a memory map to where they stay, and nothing is copied when the last one is in.
+"""
+
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from softvq.errors import UserError
+from softvq.io import write_atomically
+
+CHUNK = 1 << 24  # bytes read at a time for the checksum
+
+
+class NpzImages:
+    """A file of images in the making; see above. ``settings``, JSON, go into its zip comment.
+
+    ``shape`` is (N, H, W, 3), cut into ``blocks`` of as many images; ``labels`` int64 [N] or None.
+    Call :meth:`begin`, :meth:`write` every block, in any order and from any process, then
+    :meth:`seal` once. Killed at any moment, the same calls go on with the blocks still missing.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        shape: tuple[int, int, int, int],
+        block: int,
+        settings: dict[str, Any],
+        labels: np.ndarray | None = None,
+    ):
+        self.path, self.shape, self.labels = Path(path), shape, labels
+        self.folder = self.path.with_name(self.path.name + ".partial")
+        self.array, self.done = self.folder / "array", self.folder / "done"
+        self.blocks = [range(i, min(i + block, shape[0])) for i in range(0, shape[0], block)]
+        self.settings = json.loads(json.dumps(settings | {"shape": shape, "block": block}))
+        # The zip's header of the array, whose checksum is not yet known, and the array's own.
+        self.header = io.BytesIO()
+        layout = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.header, layout)
+        self.entry = zipfile.ZipInfo("arr_0.npy")  # of 1980, so that equal images are equal files
+        self.entry.file_size = len(self.header.getvalue()) + int(np.prod(shape))
+        self.entry.compress_size = self.entry.file_size
+        self.entry.CRC = self.entry.header_offset = 0
+        self.inside = len(self.entry.FileHeader(zip64=True))
+        self.size = self.inside + self.entry.file_size
+
+    def begin(self, lock: bool = True, beside: int = 0) -> bool:
+        """Find the file or make room for it. Returns True if it is finished already.
+
+        ``lock``: keep every other run out; of a run's processes the first one does. ``beside``:
+        bytes that will be written elsewhere on the disk. Raises UserError if another run is at
+        work, what is there was made with other settings, or the disk is too full.
+        """
+        if self.path.is_file():
+            self._compare(_sealed_settings(self.path))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if lock:
+            self.held = open(self.folder / "lock", "w")  # for as long as self lives
+            try:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.path}: another process is writing it; wait for it, or stop it"
+                ) from None
+        try:
+            old = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            old = None
+        if old != self.settings:
+            if old is not None and np.fromfile(self.done, np.uint8).any():
+                self._compare(old)
+            self._make_room(beside)
+        return False
+
+    def _make_room(self, beside: int) -> None:
+        (self.folder / "settings.json").unlink(missing_ok=True)
+        self.array.unlink(missing_ok=True)
+        needed, free = self.size + beside, shutil.disk_usage(self.folder).free
+        if free < needed:
+            self._full(needed, free)
+        with open(self.array, "wb") as file:
+            file.write(self.entry.FileHeader(zip64=True) + self.header.getvalue())
+            file.truncate(self.size)
+            if hasattr(os, "posix_fallocate"):
+                # A map of a file with holes would end the process when the disk fills up.
+                try:
+                    os.posix_fallocate(file.fileno(), 0, self.size)
+                except OSError as error:
+                    if error.errno == errno.ENOSPC:
+                        self._full(needed, shutil.disk_usage(self.folder).free)
+                    raise
+        self.done.write_bytes(bytes(len(self.blocks)))
+        write_atomically(self.folder / "settings.json", json.dumps(self.settings))
+
+    def _full(self, needed: int, free: int) -> NoReturn:
+        shutil.rmtree(self.folder)
+        raise UserError(
+            f"{self.path}: takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; free "
+            "some space, or give a file on another disk"
+        )
+
+    def _compare(self, old: dict[str, Any] | None) -> None:
+        """Raises UserError unless the file was made with the same settings."""
+        if old is None:
+            raise UserError(f"{self.path}: is there, and not of softvq; give another file")
+        keys = self.settings | old
+        changed = [key for key in keys if self.settings.get(key) != old.get(key)]
+        if changed:
+            raise UserError(
+                f"{self.path}: holds other images (another {', '.join(changed)}); give another "
+                f"file, or delete {self.path if self.path.is_file() else self.folder}"
+            )
+
+    def missing(self) -> list[int]:
+        """The blocks whose images are not yet on the disk."""
+        return np.flatnonzero(np.fromfile(self.done, np.uint8) == 0).tolist()
+
+    def images_done(self) -> int:
+        """How many images are on the disk, from whichever process."""
+        return self.shape[0] - sum(len(self.blocks[i]) for i in self.missing())
+
+    def discard_if_empty(self) -> None:
+        """Give the room back if no image is in it yet."""
+        if len(self.missing()) == len(self.blocks):
+            shutil.rmtree(self.folder)
+
+    def write(self, block: int, images: np.ndarray) -> None:
+        """Put the images of a block, uint8 [n, H, W, 3], on the disk, and then its flag."""
+        place = self.blocks[block]
+        shape = (len(place), *self.shape[1:])
+        if images.shape != shape or images.dtype != np.uint8:
+            raise ValueError(f"block {block} is uint8 {shape}, got {images.dtype} {images.shape}")
+        start = self.inside + len(self.header.getvalue()) + place.start * int(np.prod(shape[1:]))
+        target = np.memmap(self.array, np.uint8, "r+", start, shape)
+        target[:] = images
+        target.flush()
+        flags = np.memmap(self.done, np.uint8, "r+")
+        flags[block] = 1
+        flags.flush()
+
+    def seal(self) -> None:
+        """Write the checksum, the labels and the archive's directory, and give it its name."""
+        with open(self.array, "r+b") as file:
+            file.truncate(self.size)  # off with the directory of a seal that was cut short
+            file.seek(self.inside)
+            self.entry.CRC = self.entry.header_offset = 0
+            while chunk := file.read(CHUNK):
+                self.entry.CRC = zlib.crc32(chunk, self.entry.CRC)
+            file.seek(0)
+            file.write(self.entry.FileHeader(zip64=True))
+            file.seek(self.size)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.infolist().append(self.entry)
+                if self.labels is not None:
+                    labels = io.BytesIO()
+                    np.save(labels, self.labels.astype(np.int64), allow_pickle=False)
+                    archive.writestr(zipfile.ZipInfo("arr_1.npy"), labels.getvalue())
+                archive.comment = json.dumps(self.settings).encode()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.array, self.path)
+        shutil.rmtree(self.folder)
+
+
+def _sealed_settings(path: Path) -> dict[str, Any] | None:
+    """What a finished file was made with; None if it is none of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            values = json.loads(archive.comment)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    return values if isinstance(values, dict) else None

@@ -1,0 +1,194 @@
+"""Alignment: latents are trained to predict the features of a frozen vision model.
+
+Latents from which such features can be read are easier to generate (Chen et al. 2025, Sec. 3.3;
+Yu et al. 2024, "REPA"). The teacher gives N patch features of width D, a head turns the L latents
+into a prediction of them, and the loss is the mean negative cosine of the two. The head is trained
+with the tokenizer and left behind when it is saved; the teacher is neither trained nor saved.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from softvq.errors import UserError
+
+
+@dataclass
+class AlignmentConfig:
+    """``weight`` of the term; 0 leaves it out and loads nothing.
+
+    teacher: directory of a vision transformer as transformers saves it (DINOv2, DINOv3, CLIP,
+        SigLIP, SigLIP 2 of a fixed size, MAE, ViT), or with ``download`` its name on the hub.
+    scheme: how L latents meet N patches: repeat | global | pool | cross-attention.
+    hidden: width of the head.
+    cache: compute the features of all photos once and keep them in the run's folder. For whole
+        photos (data.margin 1), mirrored or not: a random crop has features of its own.
+    """
+
+    weight: float = 0.0
+    teacher: str | None = None
+    download: bool = False
+    scheme: str = "repeat"
+    hidden: int = 1024
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scheme not in HEADS:
+            raise UserError(f"alignment.scheme '{self.scheme}' is none of {', '.join(HEADS)}")
+
+
+class Teacher(nn.Module):
+    """A frozen vision transformer: images [B, 3, H, W] in [-1, 1] -> patch features [B, N, D].
+
+    Images are resized to the ``size`` x ``size`` pixels it was trained on and normalised with its
+    own mean and standard deviation. ``patches`` and ``width`` are N and D.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, size: int, mean: list[float], std: list[float]):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.size = size
+        self.patches = (size // model.config.patch_size) ** 2
+        self.width = model.config.hidden_size
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, name: str, download: bool = False) -> "Teacher":
+        """Open a local directory, or with ``download`` a model of the hub. Raises UserError."""
+        try:
+            from transformers import AutoConfig, AutoModel
+            from transformers.image_processing_base import ImageProcessingMixin
+        except ImportError:
+            raise UserError("alignment needs transformers: pip install 'softvq[align]'") from None
+        try:
+            config = AutoConfig.from_pretrained(name, local_files_only=not download)
+            if config.model_type == "vit_mae":
+                config.mask_ratio = 0.0
+            model = AutoModel.from_pretrained(
+                name, config=config, local_files_only=not download, use_safetensors=True
+            )
+            try:
+                settings, _ = ImageProcessingMixin.get_image_processor_dict(
+                    name, local_files_only=not download
+                )
+            except OSError:  # the directory holds the model alone
+                settings = {}
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"alignment.teacher {name}: not a vision model that transformers opens; give its "
+                f"local directory, or alignment.download=true ({str(error).splitlines()[0]})"
+            ) from None
+        model = getattr(model, "vision_model", model)  # the image half of CLIP and SigLIP
+        if not isinstance(getattr(model.config, "patch_size", None), int) or not hasattr(
+            model.config, "image_size"
+        ):
+            raise UserError(
+                f"alignment.teacher {name}: a {config.model_type} has no fixed grid of patches; "
+                "give a vision transformer such as DINOv2"
+            )
+        size = settings.get("crop_size") or settings.get("size") or model.config.image_size
+        if isinstance(size, dict):
+            size = size.get("height") or size.get("shortest_edge")
+        mean = settings.get("image_mean") or [0.485, 0.456, 0.406]  # ImageNet's
+        return cls(model, size, mean, settings.get("image_std") or [0.229, 0.224, 0.225])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(
+                images, (self.size, self.size), mode="bicubic", antialias=True
+            ).clamp(-1, 1)
+        pixels = ((images + 1) / 2 - self.mean) / self.std
+        options = {}
+        if self.model.config.model_type == "vit_mae":  # it sorts the patches by noise
+            order = torch.arange(self.patches, device=images.device)
+            options["noise"] = order.expand(images.shape[0], -1).float()
+        # Class and register tokens, however many there are, stand before the patches.
+        return self.model(pixels, **options).last_hidden_state[:, -self.patches :].float()
+
+
+class Head(nn.Module):
+    """Latents [B, L, C] -> predicted features, through an MLP of three layers with SiLU."""
+
+    def __init__(self, hidden: int, latents: tuple[int, int], features: tuple[int, int]):
+        super().__init__()
+        self.tokens, channels = latents
+        self.patches, width = features
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, width),
+        )
+
+    def target(self, features: Tensor) -> Tensor:
+        """What is to be predicted, of the teacher's features [B, N, D]."""
+        return features
+
+
+class Repeat(Head):
+    """Patch i, counted row by row, is predicted by token floor(i L / N): [B, N, D]."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        owner = torch.arange(self.patches, device=latents.device) * self.tokens // self.patches
+        return self.mlp(latents)[:, owner]
+
+
+class Global(Head):
+    """The mean latent predicts the mean feature: [B, 1, D]."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.mlp(latents.mean(1, keepdim=True))
+
+    def target(self, features: Tensor) -> Tensor:
+        return features.mean(1, keepdim=True)
+
+
+class Pool(Head):
+    """Every token predicts the mean of its share of the patches, counted row by row: [B, L, D]."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.mlp(latents)
+
+    def target(self, features: Tensor) -> Tensor:
+        return F.adaptive_avg_pool1d(features.transpose(1, 2), self.tokens).transpose(1, 2)
+
+
+class CrossAttention(Head):
+    """Every patch has a learned query and mixes the tokens' predictions: [B, N, D].
+
+    ``Repeat`` with its fixed assignment of patches to tokens replaced by a learned one.
+    """
+
+    def __init__(self, hidden: int, latents: tuple[int, int], features: tuple[int, int]):
+        super().__init__(hidden, latents, features)
+        self.query = nn.Parameter(torch.randn(1, self.patches, hidden))
+        self.position = nn.Parameter(torch.randn(1, self.tokens, hidden))
+        self.key = nn.Linear(latents[1], hidden)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        keys = self.key(latents) + self.position
+        values = self.mlp(latents)
+        query = self.query.expand(latents.shape[0], -1, -1)
+        return F.scaled_dot_product_attention(query.to(keys), keys, values)
+
+
+HEADS: dict[str, type[Head]] = {
+    "repeat": Repeat,
+    "global": Global,
+    "pool": Pool,
+    "cross-attention": CrossAttention,
+}
+
+
+def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean over all features of minus the cosine, [B, M, D] each -> scalar in [-1, 1], float32."""
+    return -F.cosine_similarity(predicted.float(), target.float(), dim=-1).mean()

@@ -1,0 +1,92 @@
+"""A teacher's features of photos, computed once and kept on disk."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from softvq import images
+from softvq.data import Store, fixed_batches
+from softvq.errors import UserError
+from softvq.io import write_atomically
+from softvq.tokenizer.alignment import Teacher
+
+BATCH = 64
+
+
+def stored_features(
+    folder: Path, teacher: Teacher, source: list[Any], count: int, batches: Iterable[Tensor]
+) -> np.ndarray:
+    """A teacher's features of ``count`` images: float16 [count, N, D] in ``folder``/features.npy.
+
+    Computed from batches [B, 3, H, W] unless they are there. Beside them ``index.json`` has a hash
+    of the teacher and of ``source``, which must tell the images from any others. It is written
+    last, so an interrupted computation is begun again. Raises UserError if the folder holds other
+    features, OSError if the disk is too small.
+    """
+    weights = hashlib.sha256(save({k: v.cpu() for k, v in teacher.state_dict().items()}))
+    kind = [teacher.size, teacher.mean.tolist(), teacher.std.tolist(), *source]
+    made_by = hashlib.sha256(f"{weights.hexdigest()} {kind}".encode()).hexdigest()
+    mark = json.dumps({"fingerprint": made_by}) + "\n"
+    index, path = folder / "index.json", folder / "features.npy"
+    if not index.is_file():
+        _compute(path, teacher, count, batches)
+        write_atomically(index, mark)
+    elif index.read_text(encoding="utf-8") != mark:
+        raise UserError(f"{folder} holds features of another teacher or of other photos; delete it")
+    return np.load(path, mmap_mode="r")
+
+
+def _compute(path: Path, teacher: Teacher, count: int, batches: Iterable[Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (count, teacher.patches, teacher.width)
+    if shutil.disk_usage(path.parent).free < 2 * math.prod(shape):
+        raise OSError("no space left on the disk")  # now, rather than after hours
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file, tqdm(total=count, desc="teacher", unit="img") as bar:
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels in batches:
+            features = teacher(pixels.to(teacher.mean.device))
+            file.write(features.half().cpu().numpy().astype("<f2").tobytes())
+            bar.update(pixels.shape[0])
+    os.replace(partial, path)
+
+
+class FeatureCache:
+    """``stored_features`` of whole photos, with ``flip`` also mirrored: [photos, views, N, D]."""
+
+    def __init__(self, folder: Path, teacher: Teacher, photos: Store, flip: bool):
+        self.photos = photos
+        views = 1 + flip
+        batches = (
+            torch.stack([pixels, pixels.flip(-1)][:views], dim=1).flatten(0, 1)
+            for pixels, _ in fixed_batches(photos, BATCH)
+        )
+        source, count = [photos.fingerprint, flip], views * len(photos)
+        features = stored_features(folder, teacher, source, count, batches)
+        self.features = features.reshape(len(photos), views, *features.shape[1:])
+
+    def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """Features [B, N, D] of crops [B, 3, H, W] of the photos ``rows``, int64 [B].
+
+        Raises UserError for a crop that is not the whole photo.
+        """
+        found = []
+        for crop, row in zip(pixels, rows.tolist(), strict=True):
+            whole = images.to_tensor(np.asarray(self.photos.images[row]))
+            view = 0 if torch.equal(crop, whole) else 1
+            if view and not torch.equal(crop, whole.flip(-1)):
+                raise UserError("alignment.cache is for whole photos: set data.margin=1")
+            found.append(self.features[row, view])
+        return torch.from_numpy(np.stack(found)).float()

@@ -1,0 +1,385 @@
+"""DiT and what it shares with SiT: golden vectors, layouts, options, maps, and the families."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vectors import BESIDE, HERE, GoldenNet, random_net
+
+from softvq.errors import UserError
+from softvq.generator import mar
+from softvq.generator.diffusion import SCHEDULES, Diffusion
+from softvq.generator.families import GENERATORS, draw, family_of, load_generator
+from softvq.generator.guidance import Guided
+from softvq.generator.path import TIMES, channel_axis, denoising_loss, split_channels
+from softvq.generator.sampler import SAMPLERS, NoiseStreams, ddim, ddpm, euler, time_grid
+from softvq.generator.transformer import SIZES, DiT, DiTConfig, SiT, SiTConfig, hidden_states
+from softvq.layers import SwiGLU, rotary_angles, rotate
+
+TINY = DiTConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)
+TINY_SIT = SiTConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)
+MAP = DiTConfig(16, 3, 4, width=16, depth=2, heads=2, patch=2)
+TINY_MAR = mar.MARConfig(6, 3, 4, width=16, depth=1, heads=2, head_width=16, head_depth=1, buffer=2)
+
+
+@pytest.fixture(scope="module", params=["dit_d2_h64", "dit_2d_p2"])
+def golden(request):
+    path = BESIDE / f"{request.param}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    return GoldenNet(path, DiT)
+
+
+def test_golden_forward(golden):
+    assert (golden.positions - golden["sd.pos_embed"]).abs().max() < 1e-6
+    with torch.no_grad():
+        golden.check("out.forward", golden.net(golden["in.x"], golden["in.t"], golden["in.y"]))
+
+
+def test_golden_guidance(golden):
+    """The reference's batch is the samples twice; we need one, and leave the null's variance."""
+    net, x, y = golden.net, golden["in.xT"], golden["in.y_gen"]
+    t = torch.full((2,), 333)
+    with torch.no_grad():
+        guided = Guided(net, 1.5, path=net.config.process)(x, t, y)
+        _, variance = split_channels(net(x, t, torch.full((2,), 1000)), x)
+    mean, _ = split_channels(guided, x)
+    null = torch.cat([mean, variance], channel_axis(x))
+    golden.check("out.forward_with_cfg", torch.cat([guided, null]))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_golden_samplers(golden, schedule):
+    path = Diffusion(schedule=schedule)
+    guided, times = Guided(golden.net, 1.5, path=path), time_grid(8, path=path)
+    x, y = golden["in.xT"], golden["in.y_gen"]
+    calls = []
+    handle = golden.net.register_forward_hook(lambda net, args, out: calls.append(len(args[0])))
+    x0 = ddpm(guided, x, times, y, path, lambda step: golden["in.eps"][step][:2])
+    handle.remove()
+    golden.check(f"out.ddpm8_{schedule}_cfg1.5", x0)
+    assert calls == [4] * 8
+    golden.check(f"out.ddim8_{schedule}_cfg1.5", ddim(guided, x, times, y, path))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_golden_losses_and_gradients(golden, schedule):
+    path, net = Diffusion(schedule=schedule), golden.net
+    x0, noise = golden["in.x0"], golden["in.noise"]
+    # The labels are not in the file, but in which rows of the table have a gradient.
+    touched = golden["grad.y_embedder.embedding_table.weight"].abs().sum(1).nonzero().flatten()
+    y = torch.tensor([3, 500, 42])
+    assert sorted(y.tolist()) == touched.tolist()
+    for name, k in {"train_t0": torch.zeros(3), "train": golden["in.t_train"]}.items():
+        t = (k.double() + 1) / 1000
+        loss = denoising_loss(net, path, x0, y, t, noise)
+        golden.check(f"out.{name}_{schedule}_loss", loss)
+        with torch.no_grad():
+            x = path.interpolate(x0, noise, t).float()
+            own, variance = split_channels(net(x, k, y), x)
+        golden.check(f"out.{name}_{schedule}_vb", path.bound(own, variance, x0, noise, t))
+        mse = (own - noise).square().flatten(1).mean(1)
+        golden.check(f"out.{name}_{schedule}_mse", mse)
+    if schedule == "linear":
+        net.zero_grad()
+        loss.mean().backward()
+        for key in golden.starting("grad."):
+            golden.check(f"grad.{key}", net.get_parameter(key).grad)
+
+
+@pytest.mark.parametrize("kind", [SiT, DiT])
+def test_official_checkpoint(kind, tmp_path):
+    name = f"{kind.__name__.lower()}_d2_h64"
+    folder = BESIDE / f"hub_{name}"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    golden = GoldenNet(BESIDE / f"{name}.safetensors", kind)
+    net = kind.from_pretrained(folder)
+    assert not net.training and net.config == replace(golden.net.config, label_dropout=0.1)
+    assert type(load_generator(folder)) is kind
+    with torch.no_grad():
+        golden.check("out.forward", net(golden["in.x"], golden["in.t"], golden["in.y"]))
+    other = DiT if kind is SiT else SiT
+    with pytest.raises(UserError, match=f"holds a {kind.__name__}, not a {other.__name__}"):
+        other.from_pretrained(folder)
+
+
+def as_reference(net, folder, **changes):
+    """A network's weights and config as the reference writes them."""
+    config = net.config
+    values = {
+        "input_size": config.latent_shape[-1] if config.patch else config.tokens,
+        "patch_size": config.patch or 1, "vae_1d": config.patch is None,
+        "in_channels": config.channels, "hidden_size": config.width, "depth": config.depth,
+        "num_heads": config.heads, "mlp_ratio": 4.0, "num_classes": config.num_classes,
+        "class_dropout_prob": 0.2, "license": "apache-2.0",
+    }  # fmt: skip
+    own = {"learn_sigma": True} if isinstance(net, DiT) else {"qk_norm": False, "z_dims": [0]}
+    if isinstance(net, SiT):
+        values["path_type"] = "edm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values | own | changes))
+    save_file(net.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [(DiT, TINY), (SiT, TINY_SIT), (DiT, MAP), (SiT, replace(TINY_SIT, tokens=16, patch=2))],
+)
+def test_reference_layout(kind, config, tmp_path):
+    net = random_net(config, kind)
+    loaded = kind.from_pretrained(as_reference(net, tmp_path / "whole"))
+    assert loaded.config == replace(config, label_dropout=0.2)
+    x, t, y = torch.randn(2, *config.latent_shape), torch.tensor([0.3, 0.9]), torch.tensor([0, 4])
+    assert torch.equal(loaded(x, t, y), net(x, t, y))
+
+
+def test_reference_layout_is_strict(tmp_path):
+    net = random_net(TINY, DiT)
+    for i, (changes, message) in enumerate([
+        ({"depth": 3}, r"missing blocks\.2"),
+        ({"num_headz": 2}, "did you mean 'num_heads'"),
+        ({"patch_size": 2}, "not supported: patch_size 2"),
+    ]):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            DiT.from_pretrained(as_reference(net, tmp_path / str(i), **changes))
+    folder = as_reference(net, tmp_path / "lacking")
+    values = json.loads((folder / "config.json").read_text())
+    del values["depth"]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="lacks depth"):
+        DiT.from_pretrained(folder)
+    folder = as_reference(net, tmp_path / "extra")
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"projector.weight": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"extra projector\.weight"):
+        DiT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", [SiT, DiT])
+def test_largest_size_has_the_reference_s_tensors(kind):
+    manifest = json.loads((HERE / f"manifest_{kind.__name__.lower()}-xl.json").read_text())
+    expected = {
+        key.replace("*", str(block)): shape
+        for key, shape in manifest.items()
+        for block in range(28)
+    }
+    with torch.device("meta"):
+        net = kind(kind.config_class(tokens=64, channels=32, num_classes=1000, **SIZES["XL"]))
+    assert {key: list(value.shape) for key, value in net.state_dict().items()} == expected
+    assert len(expected) == 292
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("S", 32.9), ("B", 130.4), ("L", 457.7), ("XL", 674.9)]
+)
+def test_published_sizes(size, millions):
+    """Parameters as the DiT paper's table 4 gives them, to what other tokens change."""
+    with torch.device("meta"):
+        net = SiT(SiTConfig(tokens=64, channels=32, num_classes=1000, **SIZES[size]))
+    count = sum(parameter.numel() for parameter in net.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", [SiT, DiT])
+@pytest.mark.parametrize("patch", [None, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": "rms", "mlp": "swiglu", "rotary": True, "qk_norm": True}]
+)
+def test_shape_zero_start_and_saving(kind, patch, options, tmp_path):
+    config = kind.config_class(
+        tokens=16, channels=3, num_classes=4, width=16, depth=2, heads=2, patch=patch, **options
+    )
+    x, t = torch.randn(2, *config.latent_shape), torch.tensor([3, 999])
+    y = torch.tensor([0, 4])
+    assert config.latent_shape == ((3, 4, 4) if patch else (16, 3))
+    assert (kind(config)(x, t, y) == 0).all()
+    net = random_net(config, kind)
+    out = net(x, t, y)
+    assert split_channels(out, x)[0].shape == x.shape
+    assert (split_channels(out, x)[1] is None) == (kind is SiT)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+    net.save_pretrained(tmp_path)
+    loaded = load_generator(tmp_path)
+    assert type(loaded) is kind and loaded.config == config
+    assert torch.equal(loaded(x, t, y), out)
+
+
+def test_options_change_nothing_when_off():
+    names = set(SiT(TINY_SIT).state_dict())
+    for option in ({"norm": "rms"}, {"rotary": True}, {"mlp": "swiglu"}):
+        changed = SiT(replace(TINY_SIT, **option))
+        assert set(changed.state_dict()) == names  # all else equal: norms have no weights here
+    more = set(SiT(replace(TINY_SIT, qk_norm=True, norm="rms")).state_dict()) - names
+    assert {name.split(".", 2)[2] for name in more} == {"attn.q_norm.weight", "attn.k_norm.weight"}
+    torch.manual_seed(0)
+    before = SiT(TINY_SIT)
+    torch.manual_seed(0)
+    after = SiT(replace(TINY_SIT, rotary=True))
+    for key, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[key], value)
+
+
+def test_swiglu_has_as_many_parameters():
+    gated, plain = (
+        SwiGLU(48),
+        torch.nn.Sequential(torch.nn.Linear(48, 192), torch.nn.Linear(192, 48)),
+    )
+    count, other = (sum(p.numel() for p in m.parameters()) for m in (gated, plain))
+    assert count == pytest.approx(other, rel=0.01)
+    x = torch.randn(2, 48)
+    gate, value = (x @ gated.fc1.weight.T + gated.fc1.bias).split(128, 1)
+    expected = (gate / (1 + (-gate).exp()) * value) @ gated.fc2.weight.T + gated.fc2.bias
+    torch.testing.assert_close(gated(x), expected)
+
+
+def test_rotary_products_see_offsets_alone():
+    """<R_m q, R_n k> depends on m - n, on each axis."""
+    q, k = torch.randn(2, 8, dtype=torch.float64)
+    for places in (torch.arange(6)[:, None], torch.cartesian_prod(*[torch.arange(4)] * 2)):
+        angles = rotary_angles(places, 8).double()
+        products = (
+            rotate(q.expand(len(places), 8), angles) @ rotate(k.expand(len(places), 8), angles).T
+        )
+        seen = {}
+        for i, a in enumerate(places.tolist()):
+            for j, b in enumerate(places.tolist()):
+                offset = tuple(m - n for m, n in zip(a, b, strict=True))
+                product = seen.setdefault(offset, products[i, j])
+                torch.testing.assert_close(product, products[i, j], atol=1e-6, rtol=0)
+        assert len({round(float(v), 4) for v in seen.values()}) > len(seen) // 2
+
+
+def test_maps_keep_their_places():
+    """A pixel reaches its own patch's token: output patches move with the input's."""
+    net = random_net(replace(MAP, depth=1, rows=2, tokens=16), DiT)
+    assert net.config.latent_shape == (3, 2, 8) and net.config.grid == (1, 4)
+    with torch.no_grad():
+        net.pos_embed.zero_()
+    x, t, y = torch.randn(1, 3, 2, 8), torch.tensor([500]), torch.tensor([1])
+    moved = net(x.roll(2, 3), t, y)
+    torch.testing.assert_close(moved, net(x, t, y).roll(2, 3), atol=1e-4, rtol=1e-4)
+
+
+def test_patches_are_row_major_and_channels_last():
+    net = DiT(replace(MAP, learn_variance=False))
+    numbered = torch.arange(3 * 16).reshape(1, 3, 4, 4)
+    cells = numbered.unfold(2, 2, 2).unfold(3, 2, 2)  # [1, C, rows, columns, p, p]
+    tokens = cells.permute(0, 2, 3, 4, 5, 1).reshape(1, 4, -1)
+    assert torch.equal(net._map(tokens), numbered)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "batch"}, "norm 'batch'"),
+        ({"mlp": "relu"}, "mlp 'relu'"),
+        ({"schedule": "sine"}, "schedule 'sine'"),
+        ({"target": "score"}, "target 'score'"),
+        ({"timesteps": 1}, "timesteps"),
+        ({"rotary": True, "width": 14}, "rotary"),
+        ({"patch": 2, "tokens": 12}, "no map"),
+        ({"patch": 3, "tokens": 16}, "patch 3"),
+        ({"patch": 0}, "patch must be positive"),
+    ],
+)
+def test_bad_config_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(TINY, **change)
+
+
+def test_wrong_latents_are_refused():
+    with pytest.raises(ValueError, match=r"expected latents \[B, 3, 4, 4\], got \[2, 16, 3\]"):
+        DiT(MAP)(torch.randn(2, 16, 3), torch.tensor([1, 2]))
+
+
+def test_a_net_on_the_wrong_clock_is_refused():
+    net, x = random_net(TINY, DiT), torch.randn(2, 6, 3)
+    with pytest.raises(ValueError, match="belongs to Diffusion"):
+        euler(net, x, time_grid(2), torch.tensor([0, 1]))
+
+
+def test_hidden_states_train_the_blocks_before():
+    net = random_net(TINY, DiT)
+    x, t, y = torch.randn(2, 6, 3), torch.tensor([5, 900]), torch.tensor([0, 3])
+    plain = net(x, t, y)
+    with hidden_states(net, 1) as states:
+        assert torch.equal(net(x, t, y), plain)
+    assert [state.shape for state in states] == [(2, 6, 16)]
+    condition = net.t_embedder(t) + net.y_embedder(y)
+    torch.testing.assert_close(
+        states[0], net.blocks[0](net.x_embedder(x) + net.pos_embed, condition)
+    )
+    net.zero_grad()
+    states[0].square().sum().backward()
+    assert net.blocks[0].mlp.fc1.weight.grad.any() and net.blocks[1].mlp.fc1.weight.grad is None
+    net(x, t, y)
+    assert len(states) == 1  # nothing is kept after the block ends
+    for block in (0, 3):
+        with (
+            pytest.raises(UserError, match=f"block {block} is none of 1..2"),
+            hidden_states(net, block),
+        ):
+            pass
+
+
+CONFIGS = {"sit": TINY_SIT, "dit": TINY, "mar": TINY_MAR}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("num_classes", [4, 0])
+def test_every_family_trains_and_draws(name, num_classes, tmp_path):
+    family, config = GENERATORS[name], replace(CONFIGS[name], num_classes=num_classes)
+    torch.manual_seed(0)
+    net = family.net(config)
+    assert type(config) is family.config and family_of(net) is family and family.times in TIMES
+    x0, y = torch.randn(5, 6, 3), torch.arange(5) % 4 if num_classes else None
+    generator = torch.Generator().manual_seed(0)
+    loss = family.loss(net, x0, y, config, family.times, generator)
+    generator.manual_seed(0)
+    assert torch.equal(loss, family.loss(net, x0, y, config, family.times, generator))
+    assert loss.shape == (5,) and loss.isfinite().all()
+    loss.mean().backward()
+
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    net.double().eval()
+    images = draw(net, NoiseStreams(0, range(5)), y, steps=4)
+    assert images.shape == (5, 6, 3) and images.isfinite().all()
+    part = draw(net, NoiseStreams(0, range(2, 5)), None if y is None else y[2:], steps=4)
+    torch.testing.assert_close(part, images[2:])
+    net.float().save_pretrained(tmp_path)
+    assert type(load_generator(tmp_path)) is family.net
+    with pytest.raises(UserError, match=r"no option 'stepz'; it has steps, guidance"):
+        draw(net, NoiseStreams(0, range(5)), y, stepz=4)
+    for options, message in (({"steps": 0}, "1"), ({"sampler": "rk4"}, "sampler 'rk4'")):
+        with pytest.raises(UserError, match=message):
+            draw(net, NoiseStreams(0, range(5)), y, **options)
+
+
+@pytest.mark.parametrize("name", ["sit", "dit"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_families_take_every_sampler_and_maps(name, sampler):
+    if sampler == "dopri5":
+        pytest.importorskip("torchdiffeq")
+    family = GENERATORS[name]
+    config = replace(CONFIGS[name], tokens=16, patch=2)
+    net, y = random_net(config, family.net), torch.tensor([0, 3])
+    for p in net.parameters():
+        p.data.mul_(0.1)
+    options = {"steps": 3, "interval": (0.0, 0.7), "sampler": sampler}
+    bad = random_net(replace(config, depth=1), family.net)
+    images = draw(net, NoiseStreams(0, range(2)), y, guidance=1.5, bad=bad, **options)
+    assert images.shape == (2, 16, 3) and images.isfinite().all()
+    loss = family.loss(net, torch.randn(2, 16, 3), y, config, family.times)
+    assert loss.shape == (2,)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "Tokenizer"}')
+    with pytest.raises(UserError, match="holds a Tokenizer, which is none of SiT, DiT, MAR"):
+        load_generator(tmp_path)
