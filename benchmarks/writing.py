@@ -1,12 +1,14 @@
 """What it costs to keep 256-pixel images: blocks into one .npz, and PNG files read back into one.
 
-    python benchmarks/writing.py [--images 2000] [--batch 64] [--out FOLDER]
+    python benchmarks/writing.py [--images 2000] [--batch 64] [--draw-ms 5] [--out FOLDER]
 
-The pictures are made beforehand, crops of the built-in photos, so that nothing is timed but the
-writing, up to the finished .npz that evaluators read. Prints a Markdown table of ms per image.
+A stand-in for network and decoder hands out crops of the built-in photos, made beforehand, at once
+or after ``--draw-ms`` an image, as a GPU would that leaves the processor alone meanwhile. Prints a
+Markdown table of ms per image beyond that time, up to the finished .npz that evaluators read.
 """
 
 import argparse
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,71 +19,60 @@ from PIL import Image
 
 from softvq import images
 from softvq.data import find_photos
+from softvq.generate import write_images
 from softvq.npz import NpzImages
 
 SIZE = 256
 
 
-def blocks(path: Path, pictures: np.ndarray, count: int) -> list[tuple[str, Callable[[], object]]]:
-    """The steps of ``softvq generate --npz``."""
-    file = NpzImages(path, (count, *pictures.shape[1:]), len(pictures), {}, np.arange(count))
-
-    def write() -> None:
-        for block, place in enumerate(file.blocks):
-            file.write(block, pictures[: len(place)])
-
-    return [("make room", file.begin), ("write blocks", write), ("seal", file.seal)]
+def npz(path: Path, draw: Callable[[range], np.ndarray], count: int, batch: int) -> None:
+    """As ``softvq generate --npz`` keeps them."""
+    file = NpzImages(path, (count, SIZE, SIZE, 3), batch, {}, np.arange(count))
+    write_images(file, lambda block: draw(file.blocks[block]), progress=False)
 
 
-def files(path: Path, pictures: np.ndarray, count: int) -> list[tuple[str, Callable[[], object]]]:
-    """The steps of the usual way: a PNG file for each image, all read into one array, saved."""
+def png(path: Path, draw: Callable[[range], np.ndarray], count: int, batch: int) -> None:
+    """The usual way: a PNG file for each image, all read back into one array."""
     folder = path.with_suffix("")
-    array = np.empty((count, *pictures.shape[1:]), np.uint8)
-
-    def write() -> None:
-        folder.mkdir()
-        for i in range(count):
-            Image.fromarray(pictures[i % len(pictures)]).save(folder / f"{i:06d}.png")
-
-    def read() -> None:
-        for i in range(count):
-            array[i] = np.asarray(Image.open(folder / f"{i:06d}.png"))
-
-    def save() -> None:
-        np.savez(path, arr_0=array, arr_1=np.arange(count))
-
-    return [("write PNG files", write), ("read them back", read), ("save", save)]
+    folder.mkdir()
+    for first in range(0, count, batch):
+        place = range(first, min(first + batch, count))
+        for i, picture in zip(place, draw(place), strict=True):
+            Image.fromarray(picture).save(folder / f"{i:06d}.png")
+    opened = [np.asarray(Image.open(folder / f"{i:06d}.png")) for i in range(count)]
+    np.savez(path, arr_0=np.stack(opened), arr_1=np.arange(count))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument(
-        "--out", help="folder on the disk to be measured (default: a temporary one)"
-    )
+    parser.add_argument("--draw-ms", type=float, default=5.0, help="of the stand-in (default: 5)")
+    parser.add_argument("--out", help="folder on the disk to measure (default: a temporary one)")
     args = parser.parse_args()
     listing = find_photos("builtin", "train")
     chosen = np.linspace(0, len(listing.names) - 1, args.batch).astype(int)
     fitted = [images.fit(listing.read(i), (SIZE, SIZE)) for i in chosen]
     pictures = np.stack([np.asarray(picture) for picture in fitted])
-    print(f"{args.images:,} images of {SIZE} x {SIZE} pixels, blocks of {args.batch}")
-    print("| way | step | ms per image |\n|---|---|---|")
-    with tempfile.TemporaryDirectory(dir=args.out) as folder:
-        results = []
-        for name, way in (("npz", blocks), ("PNG", files)):
-            path = Path(folder, f"{name}.npz")
-            total = 0.0
-            for step, run in way(path, pictures, args.images):
+    print(f"{args.images:,} images of {SIZE} x {SIZE} pixels, {args.batch} at a time")
+    print("| way | drawing, ms per image | beyond it, ms per image |\n|---|---|---|")
+    found = set()
+    for way in (npz, png):
+        for pause in (0.0, args.draw_ms):
+
+            def draw(place: range, pause: float = pause) -> np.ndarray:
+                time.sleep(pause * len(place) / 1000)
+                return pictures[: len(place)]
+
+            with tempfile.TemporaryDirectory(dir=args.out) as folder:
+                path = Path(folder, "samples.npz")
                 started = time.perf_counter()
-                run()
-                spent = (time.perf_counter() - started) / args.images * 1000
-                total += spent
-                print(f"| {name} | {step} | {spent:.2f} |")
-            print(f"| **{name}** | **all** | **{total:.2f}** |")
-            with np.load(path, allow_pickle=False) as file:
-                results.append(file["arr_0"])
-    assert np.array_equal(*results), "the two files hold other images"
+                way(path, draw, args.images, args.batch)
+                spent = (time.perf_counter() - started) * 1000 / args.images
+                print(f"| {way.__name__} | {pause:g} | {spent - pause:.2f} |", flush=True)
+                with np.load(path, allow_pickle=False) as file:
+                    found.add(hashlib.sha256(file["arr_0"]).hexdigest())
+    assert len(found) == 1, "the files hold other images"
 
 
 if __name__ == "__main__":

@@ -9,20 +9,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from softvq.generator.transformer import SiT, SiTConfig
+    from softvq.generator.mar import MAR, MARConfig
+    from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig
     from softvq.pipeline import Pipeline
     from softvq.tokenizer.model import Tokenizer, TokenizerConfig
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "SiT", "SiTConfig", "Tokenizer", "TokenizerConfig", "__version__"]
-
 HOMES = {
+    "DiT": "softvq.generator.transformer",
+    "DiTConfig": "softvq.generator.transformer",
+    "MAR": "softvq.generator.mar",
+    "MARConfig": "softvq.generator.mar",
     "Pipeline": "softvq.pipeline",
     "SiT": "softvq.generator.transformer",
     "SiTConfig": "softvq.generator.transformer",
     "Tokenizer": "softvq.tokenizer.model",
     "TokenizerConfig": "softvq.tokenizer.model",
 }
+__all__ = [
+    "MAR",
+    "DiT",
+    "DiTConfig",
+    "MARConfig",
+    "Pipeline",
+    "SiT",
+    "SiTConfig",
+    "Tokenizer",
+    "TokenizerConfig",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

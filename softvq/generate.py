@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -190,15 +191,22 @@ def write_images(
     missing = file.missing()
     state.wait_for_everyone()  # all have read what is missing before one of them changes it
     total, done = file.shape[0], file.images_done()
+    bar = tqdm(
+        total=total, initial=done, desc="images", unit="img", smoothing=0.05,
+        disable=not (progress and state.is_main_process),
+        mininterval=1 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
     try:
-        with tqdm(
-            total=total, initial=done, desc="images", unit="img", smoothing=0.05,
-            disable=not (progress and state.is_main_process),
-            mininterval=1 if sys.stderr.isatty() else 30,
-        ) as bar:  # fmt: skip
+        with bar, ThreadPoolExecutor(1) as writer:  # the disk's time passes while others are drawn
+            writing: list[Future[None]] = []
             for block in missing[state.process_index :: state.num_processes]:
-                file.write(block, render(block))
+                pictures = render(block)
+                for last in writing:
+                    last.result()
+                writing = [writer.submit(file.write, block, pictures)]
                 bar.update(file.images_done() - bar.n)
+            for last in writing:
+                last.result()
             state.wait_for_everyone()
             bar.update(total - bar.n)
     except KeyboardInterrupt:

@@ -29,6 +29,8 @@ COMMANDS = [
     "evaluate latents",
     "evaluate statistics",
     "cost",
+    "import",
+    "export",
 ]
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from softvq.errors import UserError
-from softvq.interop import reference
+from softvq.generator.families import load_generator
+from softvq.interop import reference, reference_generators
 from softvq.interop.hub import local_directory
 from softvq.io import read_config
 from softvq.tokenizer.model import Tokenizer
@@ -14,6 +15,7 @@ from softvq.tokenizer.model import Tokenizer
 # given that and ``num_heads``. What is opened can ``save_pretrained``.
 IMPORTS: list[tuple[Callable[[dict[str, Any]], bool], Callable[[Path, int | None], Any]]] = [
     (reference.recognises, reference.load_reference),
+    (reference_generators.recognises, lambda folder, num_heads: load_generator(folder)),
 ]
 # By format and by our kind of model: what opens ours, and what writes theirs.
 EXPORTS: dict[str, dict[str, tuple[Callable[[Path], Any], Callable[[Any, Path], None]]]] = {

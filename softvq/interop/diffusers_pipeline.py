@@ -62,6 +62,16 @@ class SoftVQPipeline(DiffusionPipeline):
             images = torch.from_numpy(images).movedim(-1, 1)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.inside.generator.parameters()).device
+
+    def to(self, device: str | torch.device) -> "SoftVQPipeline":
+        """Move it; ``inside.precision`` says how it computes there."""
+        self.inside.tokenizer.to(device)
+        self.inside.generator.to(device)
+        return self
+
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write it as ``Pipeline.save_pretrained`` does."""
         self.inside.save_pretrained(save_directory)

@@ -8,6 +8,7 @@ a gradient. ``benchmarks/soft_assignment.py`` measures it.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -82,9 +83,13 @@ class _Chunked(torch.autograd.Function):
         return None, None, grad_z, *(k.grad for k in keys)
 
 
-@torch.compiler.disable
-def _chunked(fn: Score, count: int, z: Tensor, *keys: Tensor) -> Tensor:
-    return _Chunked.apply(fn, count, z, *keys)
+@cache
+def _uncompiled() -> Callable[..., Tensor]:
+    """``_Chunked.apply``, kept out of compiled graphs.
+
+    Asked for when it is first needed: torch loads its compiler for it, which takes seconds.
+    """
+    return torch.compiler.disable(_Chunked.apply)
 
 
 def chunked(fn: Score, z: Tensor, *keys: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ def chunked(fn: Score, z: Tensor, *keys: Tensor) -> Tensor:
     count = tokens_at_once(z, keys[0])
     if torch.compiler.is_exporting() or z.shape[1] <= count:
         return fn(z, *keys)
-    return _chunked(fn, count, z, *keys)
+    return _uncompiled()(fn, count, z, *keys)
 
 
 @torch.no_grad()

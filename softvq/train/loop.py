@@ -104,6 +104,7 @@ def adamw(weights: list[tuple[nn.Parameter, float]], weight_decay: float) -> tor
             for (vectors, peak), some in sorted(groups.items(), key=lambda item: item[0])
         ],
         betas=(0.9, 0.95),
+        fused=True,
     )
 
 
