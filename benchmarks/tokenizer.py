@@ -17,6 +17,8 @@ import argparse
 import copy
 import dataclasses
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from soft_assignment import TAU, alone, plain_entropy_gap
+from soft_assignment import plain_entropy_gap
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -197,16 +199,11 @@ def inference(model: nn.Module, name: str, inputs: Tensor, bf16: bool) -> Callab
     return call
 
 
-def print_memory(tokens: int) -> None:
-    """Peak memory of soft assignment, from processes of their own."""
-    print(f"\n| soft assignment, {tokens:,} tokens, K = 8192, tau {TAU:g}: peak on a CPU | plain MiB | "
-          "ours MiB | plain / ours |\n|---|---|---|---|")  # fmt: skip
-    for title, work in (("inference", "assign"), ("entropy term, with gradient", "entropy")):
-        plain, ours = (
-            alone(arm, "cosine", work, str(tokens), "8192", "32")["memory"]
-            for arm in ("plain", "ours")
-        )
-        print(f"| {title} | {plain:.0f} | {ours:.1f} | {plain / ours:.1f} |", flush=True)
+def print_memory() -> None:
+    """Peak memory of soft assignment, measured from a small process: a child inherits its peak."""
+    print("", flush=True)
+    script = Path(__file__).with_name("soft_assignment.py")
+    subprocess.run([sys.executable, str(script)], check=True)
 
 
 def print_gpu(task: TokenizerTask, step: Step, images: Tensor, rounds: int, peak: float) -> None:
@@ -222,7 +219,8 @@ def print_gpu(task: TokenizerTask, step: Step, images: Tensor, rounds: int, peak
     compiled = torch.compile(task.model)
     calls = {name: torch.compile(getattr(model, name)) for name in ("encode", "decode")}
     fast = Step(task.model, compiled, task.recipe, bf16=True)
-    print("\n| bf16 | images/s | TFLOP/s | MFU | compiled: images/s | TFLOP/s | MFU |\n" + 7 * "|---")
+    print("\n| bf16 | images/s | TFLOP/s | MFU | compiled: images/s | TFLOP/s | MFU |")
+    print(7 * "|---" + "|")
 
     def compiled_call(name: str, inputs: Tensor) -> None:
         with torch.inference_mode(), autocast(True):
@@ -247,7 +245,7 @@ def print_speeds(
     for some in times.values():
         rate = batch / statistics.median(some)
         tera = rate * flops / 1e12
-        cells += [f"{rate:.0f}", f"{tera:.1f}", f"{tera / peak:.1%}" if peak else "–"]
+        cells += [f"{rate:.0f}", f"{tera:.1f}", f"{tera / peak:.1%}" if peak else "-"]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -286,10 +284,9 @@ def main() -> None:
         print_table(name, take_turns(arms, args.rounds), slow="plain")
 
     patchgan = AlwaysOn(task, recipe.adversary)
-    slow = Step(usual, usual, recipe, bf16=False)
-    arms = {"plain": lambda: slow(patchgan, images), "ours": lambda: ours(task, images)}
+    step = Step(usual, usual, recipe, bf16=False)
+    arms = {"plain": lambda: step(patchgan, images), "ours": lambda: ours(task, images)}
     print_table("train step", take_turns(arms, args.rounds), slow="plain")
-    del usual, plain, slow
 
     with tempfile.TemporaryDirectory() as folder:
         vit = Path(folder) / "vit.safetensors"
@@ -308,7 +305,7 @@ def main() -> None:
     print_table("train step before the GAN starts", take_turns(arms, args.rounds))
     if DEVICE == "cuda":
         print_gpu(task, ours, images, args.rounds, args.peak)
-    print_memory(256 * 64)
+    print_memory()
 
 
 if __name__ == "__main__":

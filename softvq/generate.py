@@ -187,40 +187,51 @@ def write_images(
     with state.main_process_first():  # the others find what it made
         if file.begin(state.is_main_process, beside):
             return True
-        claim()
-    missing = file.missing()
-    state.wait_for_everyone()  # all have read what is missing before one of them changes it
-    total, done = file.shape[0], file.images_done()
-    bar = tqdm(
-        total=total, initial=done, desc="images", unit="img", smoothing=0.05,
-        disable=not (progress and state.is_main_process),
-        mininterval=1 if sys.stderr.isatty() else 30,
-    )  # fmt: skip
     try:
-        with bar, ThreadPoolExecutor(1) as writer:  # the disk's time passes while others are drawn
-            writing: list[Future[None]] = []
-            for block in missing[state.process_index :: state.num_processes]:
-                pictures = render(block)
-                for last in writing:
-                    last.result()
-                writing = [writer.submit(file.write, block, pictures)]
-                bar.update(file.images_done() - bar.n)
-            for last in writing:
-                last.result()
-            state.wait_for_everyone()
-            bar.update(total - bar.n)
+        with state.main_process_first():
+            claim()
+        missing = file.missing()
+        state.wait_for_everyone()  # all have read what is missing before one of them changes it
+        _write_blocks(file, missing[state.process_index :: state.num_processes], render, progress)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            file.seal()
     except KeyboardInterrupt:
         if state.is_main_process:
-            text = f"stopped at {file.images_done():,} of {total:,} images"
+            text = f"stopped at {file.images_done():,} of {file.shape[0]:,} images"
             print(f"{text}; the same command goes on from here", file=sys.stderr)
         return False
     except UserError:
         if state.is_main_process:
             file.discard_if_empty()
         raise
-    if state.is_main_process:
-        file.seal()
+    finally:
+        file.release()
     return True
+
+
+def _write_blocks(
+    file: NpzImages, blocks: list[int], render: Callable[[int], np.ndarray], progress: bool
+) -> None:
+    """Render this process's share. The disk's time for a block passes while the next is drawn."""
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(
+            total=file.shape[0], initial=file.images_done(), desc="images", unit="img",
+            smoothing=0.05, mininterval=1 if sys.stderr.isatty() else 30,
+            disable=not (progress and _processes().is_main_process),
+        ) as bar,
+    ):  # fmt: skip
+        writing: Future[None] | None = None
+        for block in blocks:
+            pictures = render(block)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(file.write, block, pictures)
+            bar.update(file.images_done() - bar.n)  # of all processes
+        if writing is not None:
+            writing.result()
+        bar.update(file.images_done() - bar.n)
 
 
 def _processes() -> PartialState:

@@ -21,7 +21,7 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, [B, heads, N, d] each, through the fused kernel.
 
-    In float32 on CPUs: in bfloat16 its backward pass takes there two to four times as long.
+    In float32 on CPUs, where in bfloat16 it is slower, above all backward.
     """
     if v.dtype != torch.bfloat16 or v.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)

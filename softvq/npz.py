@@ -19,7 +19,7 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class NpzImages:
         labels: np.ndarray | None = None,
     ):
         self.path, self.shape, self.labels = Path(path), shape, labels
+        self.held: IO[str] | None = None
         self.folder = self.path.with_name(self.path.name + ".partial")
         self.array, self.done = self.folder / "array", self.folder / "done"
         self.blocks = [range(i, min(i + block, shape[0])) for i in range(0, shape[0], block)]
@@ -64,9 +65,9 @@ class NpzImages:
     def begin(self, lock: bool = True, beside: int = 0) -> bool:
         """Find the file or make room for it. Returns True if it is finished already.
 
-        ``lock``: keep every other run out; of a run's processes the first one does. ``beside``:
-        bytes that will be written elsewhere on the disk. Raises UserError if another run is at
-        work, what is there was made with other settings, or the disk is too full.
+        ``lock``: keep every other run out until :meth:`release`; of a run's processes the first one
+        does. ``beside``: bytes that will be written elsewhere on the disk. Raises UserError if
+        another run is at work, what is there was made with other settings, or the disk is too full.
         """
         if self.path.is_file():
             self._compare(_sealed_settings(self.path))
@@ -74,7 +75,7 @@ class NpzImages:
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
         if lock:
-            self.held = open(self.folder / "lock", "w")  # for as long as self lives
+            self.held = open(self.folder / "lock", "w")
             try:
                 fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -156,6 +157,11 @@ class NpzImages:
         flags = np.memmap(self.done, np.uint8, "r+")
         flags[block] = 1
         flags.flush()
+
+    def release(self) -> None:
+        """Let other runs in."""
+        if self.held is not None:
+            self.held.close()
 
     def seal(self) -> None:
         """Write the checksum, the labels and the archive's directory, and give it its name."""

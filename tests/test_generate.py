@@ -72,7 +72,7 @@ def test_blocks_in_any_order_and_interrupted_give_the_same_bytes(tmp_path, monke
     fill(opened(tmp_path / "a.npz"), [0, 1, 2]).seal()
     first = fill(opened(tmp_path / "b.npz"), [2])
     assert first.missing() == [0, 1] and first.images_done() == 2
-    del first  # and with it its lock, as when a process ends
+    first.release()
     with monkeypatch.context() as patch:  # killed when the seal was complete but for its name
         patch.setattr(os, "replace", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -95,7 +95,7 @@ def test_a_killed_preparation_does_not_count(tmp_path):
     file = fill(opened(tmp_path / "a.npz"), [0])
     (file.folder / "settings.json").unlink()
     (file.folder / "array").write_bytes(b"half")
-    del file
+    file.release()
     file = opened(tmp_path / "a.npz")
     assert not file.begin() and file.missing() == [0, 1, 2]
     fill(file, [0, 1, 2]).seal()
@@ -105,7 +105,7 @@ def test_a_killed_preparation_does_not_count(tmp_path):
 def test_other_settings_are_refused_once_there_are_images(tmp_path):
     fill(opened(tmp_path / "a.npz"), [])
     file = fill(opened(tmp_path / "a.npz", seed=2, steps=3), [0])  # nothing was lost
-    del file
+    file.release()
     with pytest.raises(UserError, match=r"another seed, steps.*or delete .*a\.npz\.partial"):
         opened(tmp_path / "a.npz").begin()
     fill(opened(tmp_path / "a.npz", seed=2, steps=3), [1, 2]).seal()
@@ -117,12 +117,12 @@ def test_other_settings_are_refused_once_there_are_images(tmp_path):
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
-    held = fill(opened(tmp_path / "a.npz"), [0])
+    held = fill(opened(tmp_path / "a.npz"), [])
     with pytest.raises(UserError, match="another process is writing it"):
-        opened(tmp_path / "a.npz").begin()
+        scale.write_images(opened(tmp_path / "a.npz"), lambda block: PICTURES)
     other = opened(tmp_path / "a.npz")
-    assert not other.begin(lock=False) and other.missing() == [1, 2]  # one of the same run
-    held.held.close()
+    assert not other.begin(lock=False) and other.missing() == [0, 1, 2]  # one of the same run
+    held.release()
 
 
 def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):

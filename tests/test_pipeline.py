@@ -120,8 +120,8 @@ def test_unconditional():
         ({"labels": [-1]}, "unknown label -1"),
         ({"labels": "cat"}, "list of labels; the classes"),
         ({"count": 3}, "list of labels; the classes"),
-        ({"labels": [0], "sampler": "ddim"}, "sampler 'ddim' is none of euler, heun"),
-        ({"labels": [0], "steps": 0}, "steps and batch must be 1 or more"),
+        ({"labels": [0], "sampler": "rk4"}, "sampler 'rk4' is none of euler, heun"),
+        ({"labels": [0], "steps": 0}, "steps must be 1 or more"),
         ({"labels": [0], "interval": (0.7, 0.2)}, "interval"),
     ],
 )
