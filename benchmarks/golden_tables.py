@@ -3,7 +3,7 @@
     python benchmarks/golden_tables.py --golden DIRECTORY
 
 DIRECTORY holds golden vectors (.safetensors files and INDEX.json with a tolerance per tensor). The
-comparisons are those of the tests that read SOFTVQ_GOLDEN, run on that directory; a ratio of 1 or
+comparisons are those of the tests, run on that directory; a ratio of 1 or
 less passes. Ends with another code than 0 if any comparison fails.
 """
 
@@ -24,7 +24,7 @@ def main() -> int:
     golden = parser.parse_args().golden.resolve()
     if not (golden / "INDEX.json").is_file():
         parser.error(f"{golden}: no INDEX.json there")
-    tests = [path for path in TESTS.glob("test_*.py") if "SOFTVQ_GOLDEN" in path.read_text()]
+    tests = [path for path in TESTS.glob("test_*.py") if "from vectors import" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-k", "golden", "-rP", "--tb=short", *tests]
     environment = os.environ | {"SOFTVQ_GOLDEN": str(golden)}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)

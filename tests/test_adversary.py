@@ -8,9 +8,9 @@ import torch
 from contract import photos
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from test_reference import Golden
 from torch import nn
 from torch.nn import functional as F
+from vectors import BESIDE, HERE, Golden
 
 from softvq.errors import UserError
 from softvq.tokenizer import augment
@@ -36,9 +36,6 @@ from softvq.tokenizer.discriminator import (
     held,
     vit_state,
 )
-
-HERE = Path(__file__).parent / "golden"
-BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "model"
 
 
 def opened(*paths: Path):

@@ -5,15 +5,14 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from contract import photos, small
-from safetensors import safe_open
 from torch.distributions import Normal, kl_divergence
+from vectors import BESIDE, HERE, Golden
 
 from softvq.errors import UserError
 from softvq.interop import reference
@@ -30,12 +29,6 @@ from softvq.io import load_tensors, save_tensors
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
 
-# The first folder is in the repository and holds parts of some files; the other holds everything,
-# where the acceptance material lies beside the repository or SOFTVQ_GOLDEN says.
-HERE = Path(__file__).parent / "golden"
-BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "model"
-BESIDE = Path(os.environ.get("SOFTVQ_GOLDEN", BESIDE))
-
 
 def found(pattern: str) -> list[Path]:
     """The golden files of a kind, without their suffix."""
@@ -44,40 +37,6 @@ def found(pattern: str) -> list[Path]:
 
 
 TOKENIZERS, SOFT, VQ, KL = map(found, ("tok_*", "quant_soft_*", "quant_vq_*", "kl_*"))
-
-
-class Golden:
-    """One golden file: its tensors, its settings, and a comparison by its own tolerances."""
-
-    def __init__(self, path: Path):
-        self.name = f"{path.parent.name}/{path.name}"
-        with safe_open(path.with_suffix(".safetensors"), "pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}
-            metadata = file.metadata()
-        if "tolerances" in metadata:
-            self.tolerances = json.loads(metadata["tolerances"])
-        else:
-            index = json.loads((path.parent / "INDEX.json").read_text())[path.name]["tensors"]
-            self.tolerances = {k: v["tol_abs"] for k, v in index.items() if "tol_abs" in v}
-        self.config = json.loads(metadata["config"])
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return self.tensors[key]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.tensors
-
-    def starting(self, prefix: str) -> dict[str, torch.Tensor]:
-        found = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-        assert found
-        return found
-
-    def check(self, key: str, value: torch.Tensor) -> None:
-        assert value.shape == self[key].shape
-        error = (value.double() - self[key].double()).abs().max().item()
-        ratio = error / self.tolerances[key]
-        print(f"{self.name:40} {key:50} {ratio:8.4f}")
-        assert ratio <= 1, f"{key}: off by {error}, {self.tolerances[key]} allowed"
 
 
 def opened(paths: list[Path]):

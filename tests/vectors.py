@@ -1,6 +1,7 @@
-"""Golden files of the reference's generators: tensors, their tolerances, and the networks."""
+"""Golden files of the reference implementation: tensors, their tolerances, and the networks."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -9,16 +10,18 @@ from safetensors import safe_open
 from softvq.generator.transformer import SiT, TokenTransformer
 
 # The first folder is in the repository and holds parts of some files; the other holds everything,
-# where the acceptance material lies beside the repository.
+# where the acceptance material lies beside the repository or SOFTVQ_GOLDEN says.
 HERE = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "model"
+BESIDE = Path(os.environ.get("SOFTVQ_GOLDEN", BESIDE))
 
 
 class Golden:
-    """One golden file and a comparison by its own tolerances."""
+    """One golden file: its tensors, its settings, and a comparison by its own tolerances."""
 
     def __init__(self, path: Path):
-        with safe_open(path, "pt") as file:
+        self.name = f"{path.parent.name}/{path.stem}"
+        with safe_open(path.with_suffix(".safetensors"), "pt") as file:
             self.tensors = {key: file.get_tensor(key) for key in file.keys()}
             metadata = file.metadata()
         if "tolerances" in metadata:
@@ -31,6 +34,9 @@ class Golden:
     def __getitem__(self, key: str) -> torch.Tensor:
         return self.tensors[key]
 
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
     def starting(self, prefix: str) -> dict[str, torch.Tensor]:
         found = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
         assert found
@@ -39,10 +45,9 @@ class Golden:
     def check(self, key: str, value: torch.Tensor) -> None:
         assert value.shape == self[key].shape
         error = (value.double() - self[key].double()).abs().max().item()
-        print(f"{key}: {error / self.tolerances[key]:.2g} of its tolerance")
-        assert error <= self.tolerances[key], (
-            f"{key}: off by {error}, {self.tolerances[key]} allowed"
-        )
+        ratio = error / self.tolerances[key]
+        print(f"{self.name:40} {key:50} {ratio:8.4f}")
+        assert ratio <= 1, f"{key}: off by {error}, {self.tolerances[key]} allowed"
 
 
 class GoldenNet(Golden):
