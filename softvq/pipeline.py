@@ -212,7 +212,8 @@ class Pipeline:
 
         Raises UserError for a missing or damaged file and for parts that do not fit together.
         """
-        if (directory is None) == (tokenizer is None or generator is None):
+        given = [part is not None for part in (directory, tokenizer, generator)]
+        if given not in ([True, False, False], [False, True, True]):
             raise UserError("give the directory of a pipeline, or a tokenizer and a generator")
         folder = model_folder(directory or generator or "")
         index = folder / INDEX
