@@ -8,13 +8,23 @@ from contract import small
 from killing import assert_kills_change_nothing
 from PIL import Image
 from test_data import photos as photo_folder
+from torch.nn import functional as F
 
+from softvq.data import Positions, open_store
 from softvq.errors import UserError
-from softvq.pipeline import Pipeline
+from softvq.io import load_tensors
+from softvq.pipeline import Pipeline, load_tokenizer
 from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import read_tokens
-from softvq.train.generator import GeneratorTask, train_generator
+from softvq.tokenizer.alignment import Teacher
+from softvq.tokens import Views, read_tokens, write_tokens
+from softvq.train.generator import Aim, GeneratorTask, make_model, train_generator
+
+FAMILIES = {
+    "sit": ["family=sit"],
+    "dit": ["family=dit", "model.timesteps=100"],
+    "mar": ["family=mar", "model.head_width=32", "model.head_depth=1", "model.buffer=2"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +44,13 @@ def recipe(tokenizer, source: str, *overrides: str) -> GeneratorRecipe:
     return load_recipe(GeneratorRecipe, "tiny-generator", settings)
 
 
-def test_training_lowers_the_validation_loss_and_writes_a_pipeline(tmp_path, tokenizer_folder):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_lowers_the_validation_loss_and_writes_a_pipeline(
+    tmp_path, tokenizer_folder, family
+):
     folder = tmp_path / "run"
     source = str(photo_folder(tmp_path / "photos", 60))
-    chosen = recipe(tokenizer_folder, source)
+    chosen = recipe(tokenizer_folder, source, *FAMILIES[family])
     assert train_generator(chosen, folder)
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -48,6 +61,7 @@ def test_training_lowers_the_validation_loss_and_writes_a_pipeline(tmp_path, tok
     task = GeneratorTask(chosen, tokenizer, tokens, held_out)
     start = task.validation_loss(task.model.eval())
     assert start == task.validation_loss(task.model)  # the same times and noise
+    print("LOSSES", family, start, losses)
     assert losses[-1] < 0.7 * start and losses[-1] < losses[0]
 
     with Image.open(folder / "pictures" / "samples-000000003200.png") as sheet:
@@ -57,7 +71,7 @@ def test_training_lowers_the_validation_loss_and_writes_a_pipeline(tmp_path, tok
     assert len(pipeline(["class1"], steps=2)) == 1
 
     with pytest.raises(UserError, match="another recipe"):
-        train_generator(recipe(tokenizer_folder, source, "views=1"), folder)
+        train_generator(recipe(tokenizer_folder, source, *FAMILIES[family], "views=1"), folder)
 
 
 def test_photos_without_classes_train_an_unconditional_generator(tmp_path, tokenizer_folder):
@@ -68,23 +82,86 @@ def test_photos_without_classes_train_an_unconditional_generator(tmp_path, token
     assert len(Pipeline.from_pretrained(tmp_path / "run")(count=2, steps=2)) == 2
 
 
-def test_a_wrong_recipe_is_said(tmp_path, tokenizer_folder):
+def test_latents_on_a_grid_can_be_cut_into_patches(tmp_path):
+    """Of 4 x 2 tokens: the map's shape is the tokenizer's, whatever the recipe."""
+    torch.manual_seed(0)
+    config = small(network="cnn", bottleneck="kl", width=16, tokens=8)
+    Tokenizer(config).eval().save_pretrained(tmp_path / "tokenizer")
     source = str(photo_folder(tmp_path / "photos", 10))
-    with pytest.raises(UserError, match="time 'log' is none of uniform, lognormal"):
-        train_generator(recipe(tokenizer_folder, source, "time=log"), tmp_path / "a")
-    with pytest.raises(UserError, match=r"no config\.json"):
-        train_generator(recipe(tmp_path, source), tmp_path / "b")
+    chosen = recipe(tmp_path / "tokenizer", source, "train.images=64", "model.patch=2")
+    assert train_generator(chosen, tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert pipeline.generator.config.latent_shape == (16, 4, 2)
+    assert len(pipeline(["class1"], steps=2)) == 1
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, tokenizer_folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["time=log"], "time 'log' is none of uniform, lognormal"),
+        (["views=0"], "views must be 1 or more"),
+        (["family=gan"], "family 'gan' is none of sit, dit, mar"),
+        (["model.head_width=8"], r"unknown key 'model\.head_width'"),
+        (["family=mar", "model.qk_norm=true"], r"unknown key 'model\.qk_norm'"),
+        (["family=mar"], r"tiny-generator: lacks model\.head_depth, model\.head_width"),
+        (["model.heads=3"], "width 64 must be even and divisible by heads 3"),
+        (["model.patch=2"], r"model\.patch cuts maps of tokens, and the tokenizer's 8 are a seq"),
+        (["alignment.weight=1"], r"give alignment\.teacher=DIRECTORY, or set"),
+        (["tokenizer=nowhere"], r"nowhere: no config\.json"),
+    ],
+)
+def test_a_wrong_recipe_is_said_before_any_work(tmp_path, tokenizer_folder, overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        train_generator(recipe(tokenizer_folder, "nowhere", *overrides), tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_what_is_not_said_is_usual_in_the_family():
+    """As published: SiT draws sigmoid(N(0, 1)) (Esser et al. 2024), DiT all timesteps evenly."""
+    sit, dit = (load_recipe(GeneratorRecipe, name, []) for name in ("sit-xl", "dit-xl"))
+    assert (sit.time, sit.model.target) == ("lognormal", "v")
+    assert (dit.time, dit.model.target, dit.model.learn_variance) == ("uniform", "eps", True)
+    assert dit.train == sit.train and dit.model.width == sit.model.width == 1152
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("sit-xl", 675), ("dit-xl", 675), ("mar-b", 208), ("mar-l", 479), ("mar-h", 943)],
+)
+def test_published_sizes(name, parameters):
+    """Millions, as the papers print them; MAR's are with positions of 256 tokens."""
+    chosen = load_recipe(GeneratorRecipe, name, [])
+    tokenizer = small(tokens=64, channels=32)
+    with torch.device("meta"):
+        model = make_model(chosen, tokenizer, 1000, None)
+    count = sum(p.numel() for p in model.net.parameters()) / 1e6
+    assert count == pytest.approx(parameters, rel=0.005)
+
+
+def test_the_tiny_ones_are_of_one_size_and_budget():
+    counts = []
+    for name in ("sit-tiny", "dit-tiny", "mar-tiny"):
+        chosen = load_recipe(GeneratorRecipe, name, [])
+        assert chosen.train == load_recipe(GeneratorRecipe, "sit-tiny", []).train
+        with torch.device("meta"):
+            model = make_model(chosen, load_tokenizer(chosen.tokenizer).config, 10, None)
+        counts.append(sum(p.numel() for p in model.net.parameters()))
+    assert max(counts) < 1.02 * min(counts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    tmp_path, tokenizer_folder, monkeypatch, family
+):
     source = str(photo_folder(tmp_path / "photos", 10))
-    chosen = recipe(tokenizer_folder, source, "train.images=1600", "train.checkpoint_every=320")
+    lengths = ["train.images=960", "train.checkpoint_every=320", "train.evaluate_every=960"]
+    chosen = recipe(tokenizer_folder, source, *lengths, *FAMILIES[family])
     assert train_generator(chosen, tmp_path / "whole")
     loss, steps = GeneratorTask.loss, []
 
     def interrupted(self, net, batch):
         steps.append(1)
-        if len(steps) == 25:  # between the checkpoints at 20 and 30 steps
+        if len(steps) == 15:  # between the checkpoints at 10 and 20 steps
             raise KeyboardInterrupt
         return loss(self, net, batch)
 
@@ -92,9 +169,113 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, tokenizer_folder,
     with pytest.raises(KeyboardInterrupt):
         train_generator(chosen, tmp_path / "cut")
     assert train_generator(chosen, tmp_path / "cut")
-    assert len(steps) == 25 + 30
-    for file in ("generator/model.safetensors", "checkpoints/000000001600.safetensors"):
+    assert len(steps) == 15 + 20
+    for file in ("generator/model.safetensors", "checkpoints/000000000960.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+# Alignment of a transformer's states
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    """A random DINOv2 of 16 patches, 16 x 16 pixels."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def aligned(teacher, *overrides: str) -> list[str]:
+    settings = ["weight=0.5", f"teacher={teacher}", "block=1", "hidden=32", *overrides]
+    return [f"alignment.{setting}" for setting in settings]
+
+
+@pytest.fixture
+def aligned_task(tmp_path, tokenizer_folder, teacher_folder):
+    source = str(photo_folder(tmp_path / "photos", 20))
+    chosen = recipe(tokenizer_folder, source, "views=3", *aligned(teacher_folder))
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    store = open_store(source, "train", (32, 32), tmp_path / "store", margin=1.25)
+    write_tokens(tmp_path / "tokens", tokenizer, store, 3, progress=False)
+    tokens = read_tokens(tmp_path / "tokens")
+    aim = Aim(Teacher.from_pretrained(str(teacher_folder)), Views(store, 3))
+    return GeneratorTask(chosen, tokenizer, tokens, tokens, aim)
+
+
+def test_alignment_is_the_cosine_of_states_and_features(aligned_task):
+    """Token i of 8 answers for the patches 2 i and 2 i + 1 of 16."""
+    task = aligned_task
+    batch = next(iter(task.batches(0, 0, 1)))
+    entries = next(iter(Positions(len(task.tokens), 32, 3200)))
+    for i, (entry, _) in enumerate(entries):  # tokens, and the picture they were made of
+        assert torch.equal(batch[0][i], task.tokens.latents[entry])
+        made = task.tokenizer.encode(batch[2][i][None]).latents
+        made = task.tokenizer.normalize(made)[0]
+        torch.testing.assert_close(made, batch[0][i], atol=1e-4, rtol=1e-4)
+    seen = []
+    handle = task.model.net.blocks[0].register_forward_hook(lambda m, a, out: seen.append(out))
+    loss, terms = task.loss(task.model, batch)
+    handle.remove()
+    features = task.aim.teacher(batch[2])
+    guess = task.model.head.mlp(seen[0])
+    cosines = [F.cosine_similarity(guess[:, n // 2], features[:, n], dim=-1) for n in range(16)]
+    expected = -0.5 * torch.stack(cosines).mean()
+    torch.testing.assert_close(terms["alignment"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loss, terms["generation"] + terms["alignment"])
+
+
+def test_alignment_teaches_the_head_and_the_blocks_before(aligned_task):
+    task = aligned_task
+    for parameter in task.model.parameters():  # gates start at zero, and let no gradient through
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    _, predicted = task.model(torch.randn(4, 8, 16), torch.tensor([0, 1, 1, 0]))
+    predicted.square().mean().backward()
+    taught = {name for name, p in task.model.named_parameters() if p.grad is not None}
+    assert {"net.blocks.0.attn.qkv.weight", "net.x_embedder.weight", "head.mlp.0.weight"} <= taught
+    assert not any("blocks.1." in name or "final_layer" in name for name in taught)
+    assert all(p.grad is None for p in task.aim.teacher.parameters())
+
+
+def test_training_from_stored_features_is_training_with_the_teacher(
+    tmp_path, tokenizer_folder, teacher_folder
+):
+    source = str(photo_folder(tmp_path / "photos", 20))
+    logged = []
+    for cache in ("false", "true"):
+        settings = aligned(teacher_folder, f"cache={cache}")
+        lengths = ["train.images=64", "train.log_every=32", "views=3"]
+        chosen = recipe(tokenizer_folder, source, *lengths, *settings)
+        assert train_generator(chosen, tmp_path / cache)
+        lines = (tmp_path / cache / "metrics.jsonl").read_text().splitlines()
+        logged.append([json.loads(line) for line in lines if "alignment" in line])
+    assert len(logged[0]) == 2
+    for one, two in zip(*logged, strict=True):
+        assert one["alignment"] == pytest.approx(two["alignment"], abs=1e-4)
+    saved = load_tensors(tmp_path / "true" / "generator" / "model.safetensors")
+    assert not any(name.startswith(("head", "net")) for name in saved)
+    assert len(Pipeline.from_pretrained(tmp_path / "true")(["class0"], steps=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["alignment.block=3"], r"block 3 is none of 1\.\.2"),
+        (FAMILIES["mar"], "reads the blocks of a SiT or a DiT, and a MAR has none"),
+        (["alignment.teacher=nowhere"], "nowhere: not a vision model"),
+    ],
+)
+def test_alignment_that_cannot_be_is_said_before_any_work(
+    tmp_path, tokenizer_folder, teacher_folder, overrides, message
+):
+    settings = [*aligned(teacher_folder), *overrides]
+    with pytest.raises(UserError, match=message):
+        train_generator(recipe(tokenizer_folder, "nowhere", *settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

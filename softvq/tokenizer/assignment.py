@@ -87,7 +87,7 @@ class _Chunked(torch.autograd.Function):
 def _uncompiled() -> Callable[..., Tensor]:
     """``_Chunked.apply``, kept out of compiled graphs.
 
-    Asked for when it is first needed: torch loads its compiler for it, which takes seconds.
+    Only where something is compiled: torch loads its compiler for it, seconds and 70 MB.
     """
     return torch.compiler.disable(_Chunked.apply)
 
@@ -101,7 +101,9 @@ def chunked(fn: Score, z: Tensor, *keys: Tensor) -> Tensor:
     count = tokens_at_once(z, keys[0])
     if torch.compiler.is_exporting() or z.shape[1] <= count:
         return fn(z, *keys)
-    return _uncompiled()(fn, count, z, *keys)
+    if torch.compiler.is_compiling():
+        return _uncompiled()(fn, count, z, *keys)
+    return _Chunked.apply(fn, count, z, *keys)
 
 
 @torch.no_grad()
