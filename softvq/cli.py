@@ -7,12 +7,13 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sized
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from softvq import __version__
-from softvq.errors import UserError
+from softvq.errors import SoftVQWarning, UserError
 
 if TYPE_CHECKING:
     from softvq.data import Store
@@ -27,6 +28,7 @@ BATCH = 64
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What the user can mend becomes one line on stderr."""
+    warnings.formatwarning = _format_warning
     try:
         args = build_parser().parse_args(argv)
         return args.run(args)
@@ -50,6 +52,22 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"softvq: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+_format_foreign = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Our own warnings as one line, as errors are; those of libraries stay as they are."""
+    if not issubclass(category, SoftVQWarning):
+        return _format_foreign(message, category, filename, lineno, line)
+    return f"softvq: warning: {' '.join(str(message).split())}\n"
 
 
 # ---- commands: arguments -> exit code ----
@@ -114,7 +132,7 @@ def decode(args: argparse.Namespace) -> int:
         from softvq.generate import decode_tokens
 
         return _npz_written(decode_tokens(tokenizer, tokens, args.npz), tokens, args.npz)
-    paths = _png_paths(tokens.names, args.out)
+    paths = images.png_paths(tokens.names, args.out)
     size = (tokens.index["height"], tokens.index["width"])
     device = _device()
     for first in range(0, len(tokens), BATCH):
@@ -147,7 +165,7 @@ def reconstruct(args: argparse.Namespace) -> int:
             photos = stack.enter_context(_decoded(args.data, "all", tokenizer, args.out))
             names = photos.names
             batches = (pixels for pixels, _ in fixed_batches(photos, BATCH))
-        paths = _png_paths(names, args.out)
+        paths = images.png_paths(names, args.out)
         remaining = iter(paths)
         for pixels in batches:
             originals = images.to_uint8(pixels)
@@ -273,7 +291,7 @@ def cost(args: argparse.Namespace) -> int:
     from softvq.evaluate import systems
 
     prices = systems.Prices(args.price_per_hour, args.watts, args.price_per_kwh, args.currency)
-    named = [systems.open_system(name, args.generator) for name in args.recipes]
+    named = [systems.open_system(name, args.generator, args.size) for name in args.recipes]
     columns = [systems.figures(system, args.steps, args.guidance) for system in named]
     if args.measure or any(prices[:3]):
         for system, column in zip(named, columns, strict=True):
@@ -293,6 +311,36 @@ def cost(args: argparse.Namespace) -> int:
     else:
         print(systems.table(columns, baselines))
     return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    from softvq.study.arms import Settings
+    from softvq.study.study import Evidence, run_study
+
+    settings = Settings(
+        data=args.data,
+        size=args.size,
+        fit=args.fit,
+        init=args.init,
+        tokens=args.tokens,
+        hold=args.hold,
+        channels=args.channels,
+        bottlenecks=args.bottlenecks,
+        budget=args.budget,
+        images=args.images,
+        seed=args.seed,
+    )
+    evidence = Evidence(
+        masks=args.masks,
+        boxes=args.boxes,
+        metadata=args.metadata,
+        group=args.group,
+        subgroups=args.subgroups,
+        normal=args.normal,
+        drop_leaks=args.drop_leaks,
+    )
+    finished = run_study(settings, evidence, Path(args.out), args.criteria, args.lang)
+    return 0 if finished else 130
 
 
 def import_model(args: argparse.Namespace) -> int:
@@ -397,22 +445,6 @@ def _decoded(
 
 def _n(things: Sized, noun: str) -> str:
     return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
-
-
-def _png_paths(names: list[str], out: str) -> list[Path]:
-    """Where the picture of each name goes: under its own name, as PNG; never outside ``out``."""
-    taken: set[PurePosixPath] = set()
-    paths = []
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"the name {name!r} points outside of {out}; rename the photo")
-        target = path.with_suffix(".png")
-        if target in taken:  # a.jpg and a.png
-            target = path.with_name(path.name + ".png")
-        taken.add(target)
-        paths.append(Path(out, target))
-    return paths
 
 
 # ---- the parser ----
@@ -674,13 +706,19 @@ def build_parser() -> Parser:
         "recipes",
         nargs="+",
         metavar="RECIPE",
-        help="recipe of a tokenizer or generator, directory of a trained model, 'shipped', "
-        "dit-xl-2-256 or dit-xl-2-512",
+        help="recipe of a tokenizer or generator, directory of a trained model or of an "
+        "autoencoder of diffusers, 'shipped', dit-xl-2-256 or dit-xl-2-512",
     )
+    _add_size(command)
     command.add_argument(
         "--generator", help="recipe or directory for tokenizers given alone (default: SiT-XL/1)"
     )
-    command.add_argument("--steps", type=_count, default=50, help="sampling steps (default: 50)")
+    command.add_argument(
+        "--steps",
+        type=_count,
+        default=50,
+        help="sampling steps (default: 50); a MAR makes at most one for each token",
+    )
     command.add_argument(
         "--guidance", type=float, default=1.5, help="guidance scale, 1 for none (default: 1.5)"
     )
@@ -699,6 +737,90 @@ def build_parser() -> Parser:
     command.add_argument("--price-per-kwh", type=_positive, default=0.0, help="with --watts")
     command.add_argument("--currency", default="EUR", help="of the prices (default: EUR)")
     command.add_argument("--json", action="store_true", help="print one line of JSON")
+
+    command = add(
+        "study",
+        study,
+        "find out how far tokens can be cut on your photos, what it saves and what is lost"
+        + resume,
+        "softvq study --data photos --masks masks --out study --budget 60m",
+    )
+    command.add_argument("--data", required=True, help=DATA)
+    command.add_argument("--out", required=True, help="folder of the study and its report")
+    command.add_argument(
+        "--budget", type=_duration, default=3600.0, help="time for all of it, as 30m (default: 60m)"
+    )
+    command.add_argument(
+        "--tokens", type=_counts, default=(8, 16, 32, 64), help="to try (default: 8,16,32,64)"
+    )
+    command.add_argument(
+        "--hold",
+        choices=("channels", "floats", "both"),
+        default="channels",
+        help="what stays the same while tokens are cut: the numbers of a token (default), those of "
+        "a photo, or both in turn",
+    )
+    command.add_argument(
+        "--channels", type=_count, default=32, help="numbers of a token (default: 32)"
+    )
+    command.add_argument(
+        "--bottlenecks",
+        type=_words,
+        default=("softvq", "kl", "vq"),
+        help="to try, of softvq, kl, vq, ae (default: softvq,kl,vq)",
+    )
+    command.add_argument(
+        "--size",
+        type=_pixels,
+        default=(64, 64),
+        help="pixels that photos are reduced to, one number (default: 64)",
+    )
+    command.add_argument(
+        "--fit",
+        choices=("stretch", "crop"),
+        default="stretch",
+        help="how a photo that is not square is met: squeezed, so that nothing is cut off "
+        "(default), or cropped",
+    )
+    command.add_argument(
+        "--init",
+        default="shipped",
+        help="directory of the tokenizer that every arm starts from, cut or stretched to its "
+        "shape, or 'none' (default: shipped)",
+    )
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--masks", metavar="DIR", help="PNGs named as the photos, not black inside")
+    what.add_argument("--boxes", metavar="CSV", help="of what matters: name, x1, y1, x2, y2")
+    command.add_argument(
+        "--metadata", metavar="CSV", help="of the photos (default: manifest.csv in --data)"
+    )
+    command.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="photos of one part or scene, one piece of evidence: a column of --metadata (default: "
+        "cluster or group), or 'stem', the file's name without its ending",
+    )
+    command.add_argument(
+        "--subgroups", type=_words, default=(), help="columns to report figures by, with commas"
+    )
+    command.add_argument(
+        "--normal",
+        type=_words,
+        help="classes without a defect (default: those named ok, good, normal, free, 良品, ..)",
+    )
+    command.add_argument(
+        "--drop-leaks",
+        action="store_true",
+        help="leave out held-out photos that are in training too; without it they are refused",
+    )
+    command.add_argument("--criteria", metavar="YAML", help="what must hold; see the manual")
+    command.add_argument(
+        "--images",
+        type=_count,
+        help="photos that every arm sees at first, in place of --budget: the same on any machine",
+    )
+    command.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    command.add_argument("--lang", choices=("en", "ja"), default="en", help="of the report")
 
     command = add(
         "import",
@@ -744,6 +866,10 @@ def _add_tokenizer(command: argparse.ArgumentParser) -> None:
         default="shipped",
         help=f"{TOKENIZER}, or of an AutoencoderKL or AutoencoderDC of diffusers",
     )
+    _add_size(command)
+
+
+def _add_size(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--size",
         type=_pixels,
@@ -812,6 +938,21 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(word) for word in _words(text))
+
+
+def _duration(text: str) -> float:
+    """Seconds: 90s, 30m, 2h, or a bare number of minutes."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    unit = text[-1:] if text[-1:] in units else "m"
+    return _positive(text.removesuffix(unit)) * units[unit]
 
 
 def _pixels(text: str) -> tuple[int, int]:

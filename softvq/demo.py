@@ -4,10 +4,8 @@ Reconstruct held-out photos with the shipped model, generate with it, fine-tune 
 a few minutes, measure before and after on the held-out photos, and write it all down.
 """
 
-import json
 import os
 import platform
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +21,13 @@ from softvq.pipeline import Pipeline, model_folder
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
 from softvq.tokenizer import Tokenizer
-from softvq.train.tokenizer import reconstruct_all, train_tokenizer
+from softvq.train.tokenizer import (
+    TRIAL,
+    metrics,
+    reconstruct_all,
+    train_tokenizer,
+    training_speed,
+)
 
 SAMPLES = 6  # pictures per class
 STEPS = 50
@@ -32,7 +36,6 @@ BATCH = 64
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
 SHOWN = 128  # pixels that the report gives to a picture's side, about
 GENTLE = 0.15  # learning rates of fine-tuning, as a share of the recipe's
-PROBE_STEPS = 20  # optimizer steps of the speed measurement
 TRAINING_SHARE = 0.85  # of the time asked for; the rest goes into evaluation and checkpoints
 
 
@@ -112,45 +115,27 @@ def fine_tuning_recipe(folder: Path, start: Path, minutes: float) -> TokenizerRe
     if (folder / "recipe.yaml").is_file():
         return load_recipe(TokenizerRecipe, str(folder / "recipe.yaml"), [])
     base = load_recipe(TokenizerRecipe, "small", [])
-    count = PROBE_STEPS * base.train.batch
-    schedule = replace(
-        base.train,
-        images=count,
-        lr=GENTLE * base.train.lr,
-        muon_lr=GENTLE * base.train.muon_lr,
-        warmup=count // 2,
-        log_every=count // 2,
-        evaluate_every=count,
-        checkpoint_every=count,
-    )
-    probe = replace(
+    schedule = replace(base.train, lr=GENTLE * base.train.lr, muon_lr=GENTLE * base.train.muon_lr)
+    recipe = replace(
         base,
         data=replace(base.data, source="builtin"),
         model=Tokenizer.from_pretrained(start).config,
         train=schedule,
         init=str(start),
     )
-    print(f"measuring the speed of training on {count:,} crops")
-    with tempfile.TemporaryDirectory() as scratch:
-        if not train_tokenizer(probe, Path(scratch)):
-            raise KeyboardInterrupt
-        speed = metrics(Path(scratch), "images_per_second")[-1]["images_per_second"]
-    batches = round(TRAINING_SHARE * minutes * 60 * speed / schedule.batch)
-    total = max(PROBE_STEPS, batches) * schedule.batch
+    print("measuring the speed of training")
+    speed = training_speed(recipe)
+    batches = max(TRIAL, round(TRAINING_SHARE * minutes * 60 * speed / schedule.batch))
+    total = batches * schedule.batch
     schedule = replace(
         schedule,
         images=total,
+        warmup=TRIAL * schedule.batch // 2,
         log_every=max(schedule.batch, total // 20),
         evaluate_every=max(schedule.batch, total // 5),
         checkpoint_every=max(schedule.batch, total // 5),
     )
-    return replace(probe, train=schedule)
-
-
-def metrics(folder: Path, name: str) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl that hold ``name``."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [values for values in map(json.loads, lines) if name in values]
+    return replace(recipe, train=schedule)
 
 
 # ---- cost ----

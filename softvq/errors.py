@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a single line, without a traceback."""
+"""The exception and the warning that reach a user as a single line, without a traceback."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it as one line and exits with code 2.
     """
+
+
+class SoftVQWarning(UserWarning):
+    """A result to be read with care. The command line prints it as one line and goes on."""

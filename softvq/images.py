@@ -6,7 +6,7 @@ The only module that knows pixel ranges: files hold 0..255, models see float32 i
 import os
 import re
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -102,13 +102,25 @@ def _png_ends(data: bytes) -> bool:
     return data.rfind(b"IEND") > data.rfind(b"IDAT")
 
 
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a good photo as :func:`load` gives it, from its header."""
+    with Image.open(path, formats=FORMATS) as image:
+        # Pillow itself turns a TIFF, and states the upright size before.
+        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says. Damaged EXIF counts as none: the pixels are good."""
-    try:
-        method = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001
-        method = None
+    method = UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says, 1 for nothing. Damaged EXIF counts as none: the pixels are good."""
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -195,3 +207,22 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     partial = path.with_name(path.name + ".partial")
     image.save(partial, format="PNG")
     os.replace(partial, path)
+
+
+def png_paths(names: list[str], out: str | Path) -> list[Path]:
+    """Where the picture of each name goes: under its own name, as PNG; never outside ``out``.
+
+    Raises UserError for a name that points outside.
+    """
+    taken: set[PurePosixPath] = set()
+    paths = []
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"the name {name!r} points outside of {out}; rename the photo")
+        target = path.with_suffix(".png")
+        if target in taken:  # a.jpg and a.png
+            target = path.with_name(path.name + ".png")
+        taken.add(target)
+        paths.append(Path(out, target))
+    return paths

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from softvq.data import open_store
 from softvq.errors import UserError
+from softvq.evaluate.features import load_network
 from softvq.io import load_tensors
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer.alignment import (
@@ -137,11 +138,18 @@ def test_images_are_resized_to_what_the_teacher_was_trained_on(tmp_path, setting
 def test_what_is_no_teacher_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="give its local directory, or alignment.download=true"):
         Teacher.from_pretrained(str(tmp_path / "none"))
+    saved(tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"x" * 100)
+    for opens in (Teacher.from_pretrained, load_network):  # for training, and to measure distances
+        with pytest.raises(UserError, match="damaged: not a vision model") as error:
+            opens(str(tmp_path / "damaged"))
+        assert "alignment" not in str(error.value) and "\n" not in str(error.value)
     transformers.BertModel(
         transformers.BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="a bert has no fixed grid of patches"):
-        Teacher.from_pretrained(str(tmp_path / "bert"))
+    for opens in (Teacher.from_pretrained, load_network):
+        with pytest.raises(UserError, match="bert: a bert has no fixed grid of patches"):
+            opens(str(tmp_path / "bert"))
     transformers.Siglip2VisionModel(  # the one without a fixed size
         transformers.Siglip2VisionConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(tmp_path / "naflex")

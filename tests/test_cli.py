@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softvq import cli
+from softvq import cli, images
 from softvq.data import find_photos
 from softvq.evaluate.probe import Probe, ProbeConfig
 
@@ -259,7 +259,7 @@ def test_reconstruct_one_photo(trained, photos, tmp_path, capsys):
 def test_decode_refuses_names_outside_the_folder(tmp_path):
     for name in ("../evil.jpg", "/evil.jpg"):
         with pytest.raises(cli.UserError, match="outside"):
-            cli._png_paths([name], str(tmp_path))
+            images.png_paths([name], str(tmp_path))
 
 
 def test_evaluate_reconstruction(trained, tmp_path, capsys):
@@ -301,6 +301,22 @@ def test_evaluate_generation(trained, probe, tmp_path, capsys):
     against = ["--reference", reference, "--images", 28, "--json"]
     code, out, _ = run(capsys, *arguments, *against)
     assert code == 0 and json.loads(out)["gfd"] > 0
+
+
+def test_a_warning_is_one_line(trained, probe, photos):
+    """Of six photos on more dimensions. What a library warns of keeps Python's form."""
+    command = ["evaluate", "reconstruction", "--data", photos, "--split", "all"]
+    command += ["--tokenizer", trained / "tokenizer", "--features", probe]
+    code = "import sys, warnings; from softvq import cli; cli.main(sys.argv[1:]); "
+    code += "warnings.warn('of a library')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in ran.stderr.splitlines() if "arning" in line]
+    assert len(lines) == 2 and "rfd" in ran.stdout
+    assert lines[0].startswith("softvq: warning: Frechet distance of 6 images on ")
+    assert lines[1] == "<string>:1: UserWarning: of a library"
+    assert "warnings.warn" not in ran.stderr
 
 
 def test_evaluate_latents(trained, capsys):

@@ -19,7 +19,7 @@ from softvq.evaluate.cost import (
     tokenizer_cost,
     training_cost,
 )
-from softvq.evaluate.systems import Prices, dit_xl_2, figures, open_system, per_million
+from softvq.evaluate.systems import Prices, dit_xl_2, figures, open_system, per_million, table
 from softvq.generator.mar import MAR, MARConfig, known_counts
 from softvq.generator.transformer import SiTConfig
 from softvq.layers import Attention
@@ -239,6 +239,18 @@ def test_command(capsys):
     parts = result["systems"][0]["parts"]
     assert parts["image"]["flops"] == 10 * parts["network"]["flops"] + parts["decoder"]["flops"]
     assert [c["height"] for c in result["baselines"]] == [256, 512]
+
+
+def test_steps_of_a_mar_are_those_it_can_make():
+    """It draws a token or more in each step, as ``families.mar_sample`` demands."""
+    systems = [open_system("tiny", "tiny-generator"), open_system("mar-tiny")]
+    tokens = systems[1].shape.tokens
+    asked, most = (figures(systems[1], steps, 1.5) for steps in (tokens + 50, tokens))
+    assert asked == most and most["steps"] == tokens
+    assert figures(systems[0], tokens + 50, 1.5)["steps"] == tokens + 50
+    lines = table([figures(system, tokens + 50, 1.5) for system in systems], []).splitlines()
+    shown = next(line for line in lines if line.startswith("    in steps"))
+    assert shown.split()[2:] == [str(tokens + 50), str(tokens)]
 
 
 def test_command_measures_and_prices(capsys):

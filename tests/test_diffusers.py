@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from softvq import cli, images
 from softvq.errors import UserError
+from softvq.evaluate.cost import tokenizer_cost
+from softvq.evaluate.systems import open_system
 from softvq.generator.transformer import SiT, SiTConfig
 from softvq.interop.diffusers import DiffusersConfig, DiffusersTokenizer
 from softvq.pipeline import Pipeline, load_tokenizer
-from softvq.tokenizer import Tokenizer
+from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -205,6 +207,39 @@ def test_encode_and_decode(dc, folder, tmp_path):
     expected = images.to_uint8(tokenizer.reconstruct(original))[0]
     shown = np.asarray(images.load(tmp_path / "pictures" / "1.png"))
     assert np.abs(shown.astype(int) - expected).max() <= 1
+
+
+def test_cost_is_that_of_our_own_autoencoder(tmp_path):
+    """Layer by layer the cnn is an AutoencoderKL, but for attention's one projection of q, k, v."""
+    autoencoder_kl(
+        block_out_channels=(16, 32, 64, 64), layers_per_block=2, norm_num_groups=4
+    ).save_pretrained(tmp_path / "vae")
+    shape = {"height": 32, "width": 48, "patch": 8, "tokens": 24, "channels": 4}
+    depths = {"encoder_depth": 2, "decoder_depth": 3, "encoder_width": 16, "decoder_width": 16}
+    ours = tokenizer_cost(TokenizerConfig(network="cnn", bottleneck="kl", **shape, **depths))
+    for folder in (tmp_path, tmp_path / "vae"):  # a pipeline of diffusers, and its autoencoder
+        system = open_system(str(folder), size=(32, 48))
+        assert {name: getattr(system.shape, name) for name in shape} == shape
+        theirs = tokenizer_cost(system.tokenizer)
+        for name in ("encoder", "decoder"):
+            assert theirs[name].parameters == ours[name].parameters
+            assert theirs[name].flops == ours[name].flops
+
+
+def test_cost_with_a_generator(dc, tmp_path, capsys):
+    SiT(SiTConfig(16, 8, num_classes=2, width=32, depth=1, heads=2)).save_pretrained(tmp_path)
+    command = ["cost", dc, "--generator", tmp_path, "--steps", 2, "--batch", 1]
+    assert run(*command, "--size", 32, "--measure", "--json") == 0
+    column = json.loads(capsys.readouterr().out)["systems"][0]
+    assert column["parts"]["decoder"]["flops"] > 0 and column["measured"]["generate"]["median"] > 0
+    for arguments, message in (
+        ((*command, "--size", 64), "draws 16 x 8 tokens"),
+        (command, "does not say for what image size it was made; give a size"),
+        (("cost", tmp_path, "--generator", dc, "--size", 32), "a generator; give its tokenizer"),
+    ):
+        assert run(*arguments) == 2
+        text = capsys.readouterr().err
+        assert message in text and text.count("\n") == 1
 
 
 def test_errors_are_one_line(kl, dc, folder, tmp_path, capsys, monkeypatch):

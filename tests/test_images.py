@@ -234,12 +234,14 @@ def test_exif_orientation(tmp_path, orientation, kind):
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(kind, {})
     result = loaded(tmp_path, encoded(stored, kind, exif=exif, **options)).astype(int)
     assert result.shape == upright.shape
+    assert images.upright_size(tmp_path / "image") == (WIDTH, HEIGHT)
     assert abs(result - upright).max() <= (12 if kind == "JPEG" else 0)
 
 
 def test_damaged_exif_does_not_lose_the_photo(tmp_path):
     content = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 30)
     assert loaded(tmp_path, content).shape == (HEIGHT, WIDTH, 3)
+    assert images.upright_size(tmp_path / "image") == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (32, 32), (20, 60), (60, 20), (100, 7)])

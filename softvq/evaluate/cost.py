@@ -140,17 +140,20 @@ def count(model: nn.Module, *inputs: Tensor) -> Cost:
 # ---- our models ----
 
 
-def tokenizer_cost(config: TokenizerConfig) -> dict[str, Cost]:
+def tokenizer_cost(tokenizer: TokenizerConfig | Tokenizer) -> dict[str, Cost]:
     """Cost of ``encoder``, ``bottleneck`` and ``decoder`` for one image of the config's size.
 
+    Given a config, the tokenizer is built without memory; one of diffusers is given itself.
     The encoder is ``Tokenizer.encode`` up to the bottleneck, without it; encoder and bottleneck
     together are ``encode``, the decoder is ``decode``.
     """
     with torch.device("meta"):
-        tokenizer = Tokenizer(config).eval()
+        if isinstance(tokenizer, TokenizerConfig):
+            tokenizer = Tokenizer(tokenizer).eval()
+        config = tokenizer.config
         image = torch.empty(1, 3, config.height, config.width)
         latents = torch.empty(1, config.tokens, config.channels)
-        features = torch.empty(1, config.tokens, tokenizer.to_latent.out_features)
+        features = torch.empty(1, config.tokens, tokenizer.bottleneck.features)
     decode = count(_Method(tokenizer, "decode"), latents)
     return {
         "encoder": count(nn.Sequential(tokenizer.encoder, tokenizer.to_latent), image),
@@ -159,6 +162,11 @@ def tokenizer_cost(config: TokenizerConfig) -> dict[str, Cost]:
             decode, parameters=_parameters(tokenizer.from_latent, tokenizer.decoder)
         ),
     }
+
+
+def sampling_steps(config: GeneratorConfig, steps: int) -> int:
+    """How many of ``steps`` a generator can make: a MAR draws a token or more in each."""
+    return min(steps, config.tokens) if isinstance(config, MARConfig) else steps
 
 
 def generator_cost(
@@ -173,7 +181,7 @@ def generator_cost(
     """
     copies = 1 if guidance == 1 else 2
     if isinstance(config, MARConfig):
-        known = known_counts(config.tokens, min(steps, config.tokens))
+        known = known_counts(config.tokens, sampling_steps(config, steps))
         image = _mar_image(config, known, head_steps, copies)
         share = copies * (len(known) - 1)
         network = replace(image, flops=image.flops // share, macs=image.macs // share)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softvq.errors import SoftVQWarning
 from softvq.evaluate.statistics import Statistics, as_features
 
 Features = np.ndarray | Tensor
@@ -50,6 +51,7 @@ def frechet_distance(features_a: Features | Statistics, features_b: Features | S
         warnings.warn(
             f"Frechet distance of {fewest} images on {dimensions} feature dimensions: "
             "the covariance is singular, the distance is biased upwards",
+            SoftVQWarning,
             stacklevel=2,
         )
     mean = (mean_a - mean_b).square().sum()

@@ -85,7 +85,9 @@ def evaluate_reconstruction(
     return figures
 
 
-def read_masks(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
+def read_masks(
+    folder: Path, names: list[str], size: tuple[int, int], fit: str = "crop"
+) -> np.ndarray:
     """Masks [N, height, width] of photos: ``folder``/name.png, fitted as the photos are.
 
     A pixel is inside where at least a quarter of it is; a photo without a file has an empty mask.
@@ -100,7 +102,7 @@ def read_masks(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndar
             except images.BadImage as error:
                 raise UserError(str(error)) from None
             inside = Image.fromarray(255 * picture.any(axis=2).astype(np.uint8)).convert("RGB")
-            mask[:] = np.asarray(images.fit(inside, size))[..., 0] >= 64
+            mask[:] = np.asarray(images.fit(inside, size, fit))[..., 0] >= 64
     return masks
 
 

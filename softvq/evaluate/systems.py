@@ -21,6 +21,7 @@ from softvq.evaluate.cost import (
     GeneratorConfig,
     Throughput,
     generator_cost,
+    sampling_steps,
     throughput,
     tokenizer_cost,
     training_cost,
@@ -28,7 +29,8 @@ from softvq.evaluate.cost import (
 from softvq.generator.families import family_of
 from softvq.generator.mar import MARConfig
 from softvq.generator.transformer import SIZES, DiTConfig, SiTConfig
-from softvq.interop import reference
+from softvq.interop import diffusers, reference
+from softvq.interop.diffusers import DiffusersTokenizer
 from softvq.io import make_config, read_config
 from softvq.pipeline import Pipeline, model_folder
 from softvq.recipe import (
@@ -47,11 +49,15 @@ CONFIGS = {kind.__name__: config for config, kind in NETWORKS.items()}
 
 @dataclass(frozen=True)
 class System:
-    """``generator`` draws tokens of ``tokenizer``."""
+    """``generator`` draws tokens of ``tokenizer``, whose size and tokens are in ``shape``."""
 
     name: str
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | DiffusersTokenizer
     generator: GeneratorConfig
+
+    @property
+    def shape(self) -> Any:
+        return _shape(self.tokenizer)
 
 
 def dit_xl_2(pixels: int) -> System:
@@ -77,47 +83,56 @@ def dit_xl_2(pixels: int) -> System:
 BASELINES = {f"dit-xl-2-{pixels}": pixels for pixels in (256, 512)}
 
 
-def open_system(name: str, generator: str | None = None) -> System:
+def open_system(
+    name: str, generator: str | None = None, size: tuple[int, int] | None = None
+) -> System:
     """The system of a tokenizer's or generator's recipe or directory, of a pipeline, a baseline.
 
     A tokenizer alone is paired with ``generator``, a recipe or directory, or with SiT-XL/1, as
-    published. Only configurations are read. Raises UserError.
+    published. ``size``: height and width in pixels for an autoencoder of diffusers, None for its
+    ``sample_size``. Of others only the configuration is read. Raises UserError.
     """
     if name in BASELINES:
         return dit_xl_2(BASELINES[name])
-    found = _open(name)
+    found = _open(name, size)
     if isinstance(found, tuple):
         return System(name, *found)
     if isinstance(found, GeneratorRecipe):
-        tokenizer = _tokenizer(found.tokenizer)
-        return System(name, tokenizer, found.config(tokenizer, CLASSES))
-    if not isinstance(found, TokenizerConfig):
+        tokenizer = _tokenizer(found.tokenizer, size)
+        return System(name, tokenizer, found.config(_shape(tokenizer), CLASSES))
+    if not isinstance(found, TokenizerConfig | DiffusersTokenizer):
         raise UserError(f"{name}: a generator; give its tokenizer, and this as --generator")
+    shape = _shape(found)
     if generator is None:
-        sit = SiTConfig(found.tokens, found.channels, CLASSES, *XL)
+        sit = SiTConfig(shape.tokens, shape.channels, CLASSES, *XL)
         return System(f"{name} + SiT-XL/1", found, sit)
-    paired = _open(generator)
+    paired = _open(generator, None)
     if isinstance(paired, tuple):
         paired = paired[1]
-    if isinstance(paired, TokenizerConfig):
+    if isinstance(paired, TokenizerConfig | DiffusersTokenizer):
         raise UserError(f"{generator}: a tokenizer; --generator takes a generator's recipe")
-    made = paired.config(found, CLASSES) if isinstance(paired, GeneratorRecipe) else paired
-    if (made.tokens, made.channels) != (found.tokens, found.channels):
+    made = paired.config(shape, CLASSES) if isinstance(paired, GeneratorRecipe) else paired
+    if (made.tokens, made.channels) != (shape.tokens, shape.channels):
         raise UserError(
             f"{generator}: draws {made.tokens} x {made.channels} tokens, {name} makes "
-            f"{found.tokens} x {found.channels}"
+            f"{shape.tokens} x {shape.channels}"
         )
     return System(f"{name} + {generator}", found, made)
 
 
-def _open(
-    name: str,
-) -> TokenizerConfig | GeneratorConfig | GeneratorRecipe | tuple[TokenizerConfig, GeneratorConfig]:
+def _shape(tokenizer: TokenizerConfig | DiffusersTokenizer) -> Any:
+    return tokenizer if isinstance(tokenizer, TokenizerConfig) else tokenizer.config
+
+
+def _open(name: str, size: tuple[int, int] | None) -> Any:
+    """A tokenizer's config (or a DiffusersTokenizer), a generator's, both, a generator's recipe."""
     folder = model_folder(name)
+    if (folder / "vae").is_dir():  # in a pipeline of diffusers, whose tokenizer/ is of text
+        return _config(folder / "vae", size)
     if (folder / "model_index.json").is_file():
-        return _config(folder / "tokenizer"), _config(folder / "generator")
+        return _config(folder / "tokenizer", size), _config(folder / "generator")
     if folder.is_dir():
-        return _config(folder)
+        return _config(folder, size)
     if name not in shipped_recipes() and not folder.is_file():
         known = ", ".join([*shipped_recipes(), *BASELINES])
         raise UserError(f"{name}: no such recipe or directory; there are {known}")
@@ -132,8 +147,10 @@ def _open(
             raise error from None
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, size: tuple[int, int] | None = None) -> Any:
     values = read_config(folder)
+    if diffusers.recognises(values):
+        return diffusers.load_diffusers(folder, size)
     if reference.recognises(values):
         return Tokenizer.from_pretrained(folder).config
     kind = values.pop("model", None)
@@ -143,10 +160,10 @@ def _config(folder: Path) -> Any:
     return make_config(configs[kind], values, str(folder / "config.json"))
 
 
-def _tokenizer(name: str) -> TokenizerConfig:
-    found = _open(name)
+def _tokenizer(name: str, size: tuple[int, int] | None) -> TokenizerConfig | DiffusersTokenizer:
+    found = _open(name, size)
     found = found[0] if isinstance(found, tuple) else found
-    if not isinstance(found, TokenizerConfig):
+    if not isinstance(found, TokenizerConfig | DiffusersTokenizer):
         raise UserError(f"{name}: not a tokenizer")
     return found
 
@@ -168,10 +185,11 @@ def figures(system: System, steps: int, guidance: float) -> dict[str, Any]:
 
     ``parts``: encoder, bottleneck, decoder, network (one evaluation), image (all evaluations and
     the decoder): parameters, flops, macs. ``training``: flops of a step, bytes of activations;
-    without the losses' own networks, and with a generator's tokens cached.
+    without the losses' own networks, and with a generator's tokens cached. ``steps``: as many of
+    those asked for as the generator can make.
     """
-    tokenizer, generator = system.tokenizer, system.generator
-    coding = tokenizer_cost(tokenizer)
+    shape, generator = system.shape, system.generator
+    coding = tokenizer_cost(system.tokenizer)
     drawing = generator_cost(generator, steps, guidance)
     network, decoder = drawing["image"], coding["decoder"]
     image = Cost(
@@ -183,11 +201,11 @@ def figures(system: System, steps: int, guidance: float) -> dict[str, Any]:
     parts = coding | {"network": drawing["network"], "image": image}
     return {
         "name": system.name,
-        "height": tokenizer.height,
-        "width": tokenizer.width,
-        "tokens": tokenizer.tokens,
-        "channels": tokenizer.channels,
-        "steps": steps,
+        "height": shape.height,
+        "width": shape.width,
+        "tokens": shape.tokens,
+        "channels": shape.channels,
+        "steps": sampling_steps(generator, steps),
         "guidance": guidance,
         "parts": {
             name: {"parameters": part.parameters, "flops": part.flops, "macs": part.macs}
@@ -208,20 +226,23 @@ def measure(
 ) -> dict[str, Throughput]:
     """Images per second on this machine: encode, decode, generate, train_tokenizer and _generator.
 
-    New models with random weights; bf16 autocast on a GPU, float32 on a CPU, where ``generate``,
-    the pipeline as it is, computes in float64. Training is a forward and a backward pass, without
-    the optimizer and the losses' networks; a generator's tokens are cached.
+    New models with random weights, but for an autoencoder of diffusers; bf16 autocast on a GPU,
+    float32 on a CPU, where ``generate``, the pipeline as it is, computes in float64. Training is a
+    forward and a backward pass, without the optimizer and the losses' networks; a generator's
+    tokens are cached.
     """
     torch.manual_seed(0)
-    config = system.tokenizer
-    tokenizer = Tokenizer(config).eval().to(device)
+    config = system.shape
+    if isinstance(system.tokenizer, TokenizerConfig):
+        tokenizer = Tokenizer(system.tokenizer).eval().to(device)
+    else:
+        tokenizer = system.tokenizer.to(device)
     network: Any = NETWORKS[type(system.generator)](system.generator).eval().to(device)
     family = family_of(network)
     classes = [str(i) for i in range(system.generator.num_classes)]
     pipeline = Pipeline(tokenizer, network, classes)
     drawn: tuple[list[int] | None, int | None] = ([0] * batch, None) if classes else (None, batch)
-    if isinstance(system.generator, MARConfig):
-        steps = min(steps, config.tokens)
+    steps = sampling_steps(system.generator, steps)
     options: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch}
     pixels = torch.rand(batch, 3, config.height, config.width, device=device) * 2 - 1
     tokens = torch.randn(batch, config.tokens, config.channels, device=device)
@@ -275,8 +296,8 @@ def table(systems: list[dict[str, Any]], baselines: list[dict[str, Any]]) -> str
     for part in ("encoder", "bottleneck", "decoder"):
         row(f"GFLOPs / GMACs, {part}", operations(part))
     row("  one network evaluation", operations("network"))
-    steps, guidance = systems[0]["steps"], systems[0]["guidance"]
-    row(f"  one image, {steps} steps, guidance {guidance:g}", operations("image"))
+    row(f"  one image, guidance {systems[0]['guidance']:g}", operations("image"))
+    row("    in steps", lambda c: str(c["steps"]))
     for model in ("tokenizer", "generator"):
         row(
             f"training GFLOPs per image, {model}",

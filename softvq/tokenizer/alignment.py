@@ -7,9 +7,11 @@ with the tokenizer and left behind when it is saved; the teacher is neither trai
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,7 +68,7 @@ class Teacher(nn.Module):
             from transformers import AutoConfig, AutoModel
             from transformers.image_processing_base import ImageProcessingMixin
         except ImportError:
-            raise UserError("alignment needs transformers: pip install 'softvq[align]'") from None
+            raise UserError(f"{name}: needs transformers: pip install 'softvq[align]'") from None
         try:
             config = AutoConfig.from_pretrained(name, local_files_only=not download)
             if config.model_type == "vit_mae":
@@ -80,17 +82,18 @@ class Teacher(nn.Module):
                 )
             except OSError:  # the directory holds the model alone
                 settings = {}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            mend = "; give its local directory, or alignment.download=true"
             raise UserError(
-                f"alignment.teacher {name}: not a vision model that transformers opens; give its "
-                f"local directory, or alignment.download=true ({str(error).splitlines()[0]})"
+                f"{name}: not a vision model that transformers opens"
+                f"{'' if Path(name).is_dir() else mend} ({str(error).splitlines()[0]})"
             ) from None
         model = getattr(model, "vision_model", model)  # the image half of CLIP and SigLIP
         if not isinstance(getattr(model.config, "patch_size", None), int) or not hasattr(
             model.config, "image_size"
         ):
             raise UserError(
-                f"alignment.teacher {name}: a {config.model_type} has no fixed grid of patches; "
+                f"{name}: a {config.model_type} has no fixed grid of patches; "
                 "give a vision transformer such as DINOv2"
             )
         size = settings.get("crop_size") or settings.get("size") or model.config.image_size

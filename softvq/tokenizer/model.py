@@ -38,9 +38,12 @@ class TokenizerConfig:
     assignment, codebook_axis, levels: see :class:`softvq.tokenizer.softvq.SoftVQ`.
     vq_update, ema_decay: see :class:`softvq.tokenizer.vq.VQ`.
     free_bits: nats that each channel may hold at no lower cost (KL).
-    Of the vit alone, which the cnn does not read: heads, class_token and
+
+    Of the vit alone; in the cnn they have no effect:
+
+    encoder_heads, decoder_heads, class_token.
     stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
-    rope: none | axial (fixed) | mixed (learned) rotary positions of the patches, and their theta.
+    rope: none | axial (fixed) | mixed (learned) rotary positions of the patches; rope_theta.
     """
 
     height: int = 256

@@ -161,7 +161,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     with torch.device("meta"):  # what does not fit is said before hours of encoding
         make_model(recipe, tokenizer.config, 0, teacher)
     size = (tokenizer.config.height, tokenizer.config.width)
-    photos, held_out = open_photos(recipe.data, size, folder)
+    photos, held_out = open_photos(recipe.data, size, folder / "photos")
     claim(folder, recipe_yaml(recipe))  # and so is a changed recipe
     state = PartialState(cpu=not torch.accelerator.is_available())
     tokenizer.to(state.device)

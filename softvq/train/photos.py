@@ -8,9 +8,8 @@ from softvq.data import Crops, Positions, Store, open_store
 from softvq.recipe import DataConfig, TrainConfig
 
 
-def open_photos(data: DataConfig, size: tuple[int, int], folder: Path) -> tuple[Store, Store]:
-    """Training photos, with their margin, and held-out photos; decoded into ``folder``/photos."""
-    cache = folder / "photos"
+def open_photos(data: DataConfig, size: tuple[int, int], cache: Path) -> tuple[Store, Store]:
+    """Training photos, with their margin, and held-out photos; decoded into ``cache``."""
     photos = open_store(data.source, "train", size, cache, data.margin, data.fit)
     return photos, open_store(data.source, "val", size, cache, 1.0, data.fit)
 

@@ -58,6 +58,6 @@ class ProbeTask:
 
 def train_probe(recipe: ProbeRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
-    photos, held_out = open_photos(recipe.data, (recipe.height, recipe.width), folder)
+    photos, held_out = open_photos(recipe.data, (recipe.height, recipe.width), folder / "photos")
     task = ProbeTask(recipe, photos, held_out)
     return train(task, recipe.train, folder, recipe_yaml(recipe))

@@ -1,7 +1,9 @@
 """Training a tokenizer on photos."""
 
 import copy
+import json
 import math
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -293,11 +295,14 @@ def reconstruct_all(model: Tokenizer, photos: Store) -> tuple[np.ndarray, np.nda
     return np.concatenate(originals), np.concatenate(rebuilt)
 
 
-def train_tokenizer(recipe: TokenizerRecipe, folder: Path) -> bool:
-    """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
+def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | None = None) -> bool:
+    """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end.
+
+    ``photos_in``: where decoded photos are kept, for runs that share them; ``folder``/photos.
+    """
     check_combination(recipe)  # now: decoding many photos takes hours
     size = (recipe.model.height, recipe.model.width)
-    photos, held_out = open_photos(recipe.data, size, folder)
+    photos, held_out = open_photos(recipe.data, size, photos_in or folder / "photos")
     task = TokenizerTask(recipe, photos, held_out)
     if task.teacher is not None and recipe.alignment.cache:
         claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of work
@@ -306,3 +311,32 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path) -> bool:
             teacher = task.teacher.to(state.device)
             task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
     return train(task, recipe.train, folder, recipe_yaml(recipe))
+
+
+TRIAL = 20  # optimizer steps of a speed measurement
+
+
+def training_speed(recipe: TokenizerRecipe, photos_in: Path | None = None) -> float:
+    """Images per second of training by a recipe here: a few steps in a folder that goes again.
+
+    Raises KeyboardInterrupt if it was stopped, and UserError as training does.
+    """
+    count = TRIAL * recipe.train.batch
+    schedule = replace(
+        recipe.train,
+        images=count,
+        warmup=count // 2,
+        log_every=count // 2,
+        evaluate_every=count,
+        checkpoint_every=count,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        if not train_tokenizer(replace(recipe, train=schedule), Path(scratch), photos_in):
+            raise KeyboardInterrupt
+        return metrics(Path(scratch), "images_per_second")[-1]["images_per_second"]
+
+
+def metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl that hold ``name``."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [values for values in map(json.loads, lines) if name in values]

@@ -1,0 +1,147 @@
+"""Pictures of the report: the worst cases, and the defects, enlarged."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from softvq import images
+from softvq.report import Figure, Section, Strip, embed
+from softvq.study.reading import Facts, Study, digits_of
+
+ERROR_LEVELS = 64  # grey levels of error that the error map shows at its brightest
+PHOTO = 320  # pixels of a shown photo's longer side, at most
+QUALITY = 90  # of the JPEGs that photos are shown as
+CROPS = 6  # of the smallest defects, and of the least surviving
+CROP = 144  # pixels that an enlarged defect is shown on, about
+LEAST_RANGE = 48.0  # grey levels that an enlarged defect is stretched from, at least
+CROP_ARMS = 6  # configurations that a defect is shown in, spread over the costs
+
+
+def worst_cases(study: Study) -> Section:
+    words, best, cheapest = study.words, study.shown, study.final[0]
+    arms = [best] if cheapest is best else [best, cheapest]
+    strips = []
+    for i in best["worst"]:
+        name, original = study.names[i], study.originals[i]
+        figures = [_photo(study, original, name, words("picture.original"))]
+        for arm in arms:
+            rebuilt = study.rebuilt(arm)[i]
+            error = np.abs(original.astype(int) - rebuilt).mean(-1)
+            psnr = f"{_psnr(original, rebuilt):.1f}"
+            figures += [
+                _photo(study, rebuilt, name, words("picture.rebuilt", arm=arm["name"], psnr=psnr)),
+                _photo(study, heat(error), name, words("picture.error", arm=arm["name"])),
+            ]
+        strips.append(Strip(name, figures))
+    said: Facts = {"arm": best["name"], "levels": ERROR_LEVELS}
+    if len(arms) > 1:
+        text = words("worst.text", cheapest=cheapest["name"], **said)
+    else:
+        text = words("worst.text.one", **said)
+    return Section(words("worst.heading"), [text], strips=strips)
+
+
+def heat(error: np.ndarray) -> np.ndarray:
+    """Errors [H, W] in grey levels -> uint8 [H, W, 3], black for none."""
+    from matplotlib import colormaps
+
+    return colormaps["inferno"](np.minimum(error / ERROR_LEVELS, 1.0), bytes=True)[..., :3]
+
+
+def _psnr(original: np.ndarray, rebuilt: np.ndarray) -> float:
+    from softvq.evaluate.pixels import psnr
+
+    # Copies: what is mapped from a file cannot be written to, which torch warns about.
+    return psnr(original[None].copy(), rebuilt[None].copy())
+
+
+def _photo(study: Study, picture: np.ndarray, name: str, caption: str) -> Figure:
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((PHOTO, PHOTO), images.RESAMPLE)
+    alt = study.words("picture.alt", name=name, what=caption)
+    return Figure(embed(image, QUALITY), caption, alt)
+
+
+def defect_crops(study: Study) -> Section | None:
+    words, best = study.words, study.shown
+    regions = best["regions"]
+    if not regions:
+        return None
+    known = [r for r, region in enumerate(regions) if region["contrast"] is not None]
+    by_size = sorted(known, key=lambda r: regions[r]["diameter"])[:CROPS]
+    rest = [r for r in known if r not in by_size]
+    by_contrast = sorted(rest, key=lambda r: regions[r]["contrast"])[:CROPS]
+    arms = _spread(study)
+    pictures = [study.rebuilt(arm) for arm in arms]
+    strips = []
+    for r in [*by_size, *by_contrast]:
+        region = regions[r]
+        i = region["photo"]
+        name = study.names[i]
+        size = study.measured("smallest_surviving", region["diameter"])
+        window = around(region["box"], study.originals.shape[1:3])
+        levels = range_of(study.originals[i], window)
+        framed = enlarge(study.originals[i], window, levels, region["box"])
+        figures = [_crop(study, framed, name, words("picture.original"))]
+        for arm, rebuilt in zip(arms, pictures, strict=True):
+            kept = words("unit.share", value=digits_of("share", 0, arm["regions"][r]["contrast"]))
+            caption = words("picture.contrast", arm=arm["name"], kept=kept)
+            figures.append(_crop(study, enlarge(rebuilt[i], window, levels), name, caption))
+        strips.append(Strip(words("crops.strip", name=name, size=size), figures))
+    said = {"smallest": len(by_size), "least": len(by_contrast), "arm": best["name"]}
+    return Section(words("crops.heading"), [words("crops.text", **said)], strips=strips)
+
+
+def _crop(study: Study, image: Image.Image, name: str, caption: str) -> Figure:
+    return Figure(embed(image), caption, study.words("picture.alt", name=name, what=caption))
+
+
+def _spread(study: Study) -> list[Facts]:
+    """Of the arms trained to the end at most CROP_ARMS, evenly over the costs, with the shown."""
+    count = len(study.final)
+    chosen = {round(k) for k in np.linspace(0, count - 1, min(count, CROP_ARMS))}
+    shown = study.final.index(study.shown)
+    if shown not in chosen:
+        chosen.remove(min(chosen, key=lambda k: abs(k - shown)))
+    return [study.final[k] for k in sorted({*chosen, shown})]
+
+
+def around(box: list[int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A square window (left, top, right, bottom) on a box and its surroundings, in a photo of
+    ``size`` (H, W)."""
+    x1, y1, x2, y2 = box
+    height, width = size
+    side = min(max(24, 2 * max(x2 - x1, y2 - y1)), height, width)
+    left = min(max((x1 + x2 - side) // 2, 0), width - side)
+    top = min(max((y1 + y2 - side) // 2, 0), height - side)
+    return left, top, left + side, top + side
+
+
+def range_of(photo: np.ndarray, window: tuple[int, int, int, int]) -> tuple[float, float]:
+    """The grey levels that are shown as black and as white: those of the window, but no noise."""
+    left, top, right, bottom = window
+    low, high = np.percentile(photo[top:bottom, left:right], [1, 99])
+    middle, reach = (low + high) / 2, max(high - low, LEAST_RANGE) / 2
+    return middle - reach, middle + reach
+
+
+def enlarge(
+    photo: np.ndarray,
+    window: tuple[int, int, int, int],
+    levels: tuple[float, float] = (0.0, 255.0),
+    box: list[int] | None = None,
+) -> Image.Image:
+    """The window of a photo, every pixel a square, ``levels`` stretched over black to white;
+    ``box`` is framed."""
+    left, top, right, bottom = window
+    scale = max(1, round(CROP / (right - left)))
+    part = photo[top:bottom, left:right].repeat(scale, axis=0).repeat(scale, axis=1)
+    low, high = levels
+    stretched = np.rint(255 * (part - low) / (high - low)).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(stretched)
+    if box is not None:
+        x1, y1, x2, y2 = (
+            scale * (edge - origin) for edge, origin in zip(box, (left, top) * 2, strict=True)
+        )
+        frame = (x1 - 2, y1 - 2, x2 + 1, y2 + 1)
+        ImageDraw.Draw(image).rectangle(frame, outline=(255, 214, 0), width=1)
+    return image

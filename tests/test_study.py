@@ -1,0 +1,181 @@
+"""The study from end to end, on tiles that are drawn here: half of them have a dark disk."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from killing import finish, start
+from PIL import Image
+
+from softvq.cli import main
+from softvq.study.arms import Settings
+from softvq.study.study import Evidence, run_study
+
+SIZE = 32
+
+
+def tiles(root, train=16, val=8):
+    """Folders train and val with classes good and hole, and masks of the holes."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    grow = Image.Resampling.BICUBIC
+    for split, count in (("train", train), ("val", val)):
+        for name in ("good", "hole"):
+            for i in range(count):
+                coarse = Image.fromarray(rng.integers(80, 220, (16, 16)).astype(np.uint8))
+                tile = np.array(coarse.resize((SIZE, SIZE), grow))
+                if name == "hole":
+                    y, x = rng.integers(8, 24, 2)
+                    hole = (rows - y) ** 2 + (columns - x) ** 2 <= 16
+                    tile[hole] = 10
+                    path = root / "masks" / split / name / f"{i}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(np.uint8(255 * hole)).save(path)
+                path = root / "photos" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(tile).convert("RGB").save(path)
+    return root / "photos", root / "masks"
+
+
+def command(photos, masks, out, *more):
+    return main(
+        [
+            "study", "--data", str(photos), "--masks", str(masks), "--out", str(out),
+            "--size", str(SIZE), "--tokens", "4", "--bottlenecks", "softvq", "--images", "640",
+            *more,
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study of one arm, with one damaged photo and one photo in both splits, left out."""
+    root = tmp_path_factory.mktemp("study")
+    photos, masks = tiles(root)
+    (photos / "train" / "good" / "bad.png").write_bytes(b"no picture")
+    shutil.copy(photos / "train" / "good" / "0.png", photos / "val" / "good" / "again.png")
+    assert command(photos, masks, root / "out", "--drop-leaks") == 0
+    return root
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_leaking_split_is_refused(tmp_path, capsys):
+    photos, masks = tiles(tmp_path)
+    shutil.copy(photos / "train" / "hole" / "3.png", photos / "val" / "hole" / "copy.png")
+    assert command(photos, masks, tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "val/hole/copy.png" in said and "train/hole/3.png" in said and "--drop-leaks" in said
+    found = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert [leak["val"] for leak in found["leaks"]] == ["val/hole/copy.png"]
+
+
+def test_what_was_planted_is_reported(finished):
+    found = results(finished / "out")["data"]
+    assert [item["path"] for item in found["skipped"]] == ["train/good/bad.png"]
+    assert [leak["val"] for leak in found["leaks"]] == ["val/good/again.png"]
+    assert found["splits"]["val"]["photos"] == 16
+    report = (finished / "out" / "report.html").read_text()
+    assert "train/good/bad.png" in report and "val/good/again.png" in report
+
+
+def test_results_say_what_was_tried(finished):
+    found = results(finished / "out")
+    assert found["settings"]["images"] == [640, 960]
+    learned = [arm for arm in found["arms"] if arm["learned"]]
+    assert [(arm["name"], arm["images_seen"]) for arm in learned] == [("softvq-4x32", 1600)]
+    assert [arm["kind"] for arm in found["arms"][1:]] == ["jpeg", "webp", "thumbnail", "pca"]
+    assert set(learned[0]["robustness"]) == {"noise", "blur", "jpeg", "dark", "bright"}
+    assert found["originals"]["defect_recall"]["value"] > 0.8  # a black disk is found
+    rebuilt = np.load(finished / "out" / "arms" / "softvq-4x32" / "rebuilt.npy")
+    originals = np.load(finished / "out" / "originals.npy")
+    error = ((rebuilt / 255.0 - originals / 255.0) ** 2).mean((1, 2, 3))
+    psnr = float((-10 * np.log10(error)).mean())
+    assert learned[0]["metrics"]["psnr"]["value"] == pytest.approx(psnr, abs=1e-6)
+
+
+def test_the_recommendation_follows_from_the_table(finished):
+    found = results(finished / "out")
+    holds = [a["name"] for a in found["arms"] if a["learned"] and a["verdict"]["holds"]]
+    assert found["recommendation"]["arm"] == (holds[0] if holds else None)
+
+
+def test_other_criteria_need_no_training(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    weights = out / "arms" / "softvq-4x32" / "rung-1" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    criteria = tmp_path / "criteria.yaml"
+    criteria.write_text("criteria: {psnr: {min: 5}}\n")
+    more = ("--drop-leaks", "--criteria", str(criteria), "--lang", "ja")
+    assert command(finished / "photos", finished / "masks", out, *more) == 0
+    assert results(out)["recommendation"]["arm"] == "softvq-4x32"
+    assert 'lang="ja"' in (out / "report.html").read_text()
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_another_study_in_the_folder_is_refused(finished, capsys):
+    more = ("--drop-leaks", "--seed", "1")
+    assert command(finished / "photos", finished / "masks", finished / "out", *more) == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_a_broken_metric_is_said_before_training(tmp_path, capsys):
+    photos, masks = tiles(tmp_path, 4, 4)
+    criteria = tmp_path / "criteria.yaml"
+    criteria.write_text('metrics: {holes: "command: false {originals} {rebuilt}"}\n')
+    assert command(photos, masks, tmp_path / "out", "--criteria", str(criteria)) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 20
+    assert not (tmp_path / "out" / "arms").exists()
+
+
+CODE = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_study import run
+run(Path(sys.argv[1]))
+"""
+
+
+def run(out):
+    """A study of three arms, in a process of its own, on the tiles beside ``out``."""
+    settings = Settings(
+        str(out.parent / "photos"),
+        (SIZE, SIZE),
+        tokens=(2, 4),
+        bottlenecks=("softvq", "vq"),
+        images=640,
+    )
+    assert run_study(settings, Evidence(masks=str(out.parent / "masks")), out)
+
+
+@pytest.mark.slow
+def test_kill_minus_9_changes_no_result(tmp_path):
+    """Killed in the detector, in both rungs and while measuring, it ends with the same results."""
+    import time
+
+    tiles(tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    unkilled = start(CODE, whole)
+    for sign in (
+        "data.json",
+        "arms/vq-2x32/rung-0/checkpoints",
+        "arms/softvq-4x32/rung-1/metrics.jsonl",
+        "originals.npy",
+    ):
+        process = start(CODE, killed)
+        while not (killed / sign).exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.kill()
+        assert process.wait() == -9, (sign, (tmp_path / "killed.log").read_text()[-2000:])
+    finish(start(CODE, killed), killed)
+    finish(unkilled, whole)
+    one, two = results(whole), results(killed)
+    for found in (one, two):
+        del found["times"], found["command"]
+    assert one == two
