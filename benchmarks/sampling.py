@@ -5,7 +5,8 @@
 Draws --count pictures, evenly over the classes, with every sampler and several numbers of steps,
 without guidance, with it, and with it between times 0 and 0.7, and measures them against all
 photos of --data (features of the shipped probe). Network evaluations are counted by a hook: a
-guided step makes two for each picture. Writes sampling.json (an arm that is in it is not drawn
+guided step makes two for each picture. Of a MAR, steps and evaluations are those of the head, for
+one token. Writes sampling.json (an arm that is in it is not drawn
 again), sampling.md and sampling.png.
 
     python benchmarks/sampling.py --model DIR --pipeline
@@ -62,7 +63,7 @@ class Evaluations:
 
     def __init__(self, net: nn.Module):
         self.rows = 0
-        net.register_forward_pre_hook(self.count)
+        getattr(net, "head", net).register_forward_pre_hook(self.count)
 
     def count(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.rows += arguments[0].shape[0]
@@ -110,6 +111,8 @@ def compare(args: argparse.Namespace) -> None:
     pipeline = Pipeline.from_pretrained(args.model)
     pipeline.precision = args.precision
     evaluations = Evaluations(pipeline.generator)
+    masked = "head_steps" in family_of(pipeline.generator).options
+    steps_of, tokens = ("head_steps", pipeline.generator.config.tokens) if masked else ("steps", 1)
     probe = load_network("shipped")
     config = pipeline.tokenizer.config
     photos = open_store(args.data, "all", (config.height, config.width), out / "photos", 1.0)
@@ -120,7 +123,7 @@ def compare(args: argparse.Namespace) -> None:
     done = json.loads(path.read_text()) if path.is_file() else {}
     wanted = [
         (kind, sampler, steps)
-        for kind in GUIDANCE
+        for kind in (args.guidance.split(",") if args.guidance else GUIDANCE)
         for sampler in (args.samplers.split(",") if args.samplers else STEPS)
         for steps in STEPS[sampler]
         if steps < 250 or kind in ("1.5", "none")
@@ -131,7 +134,7 @@ def compare(args: argparse.Namespace) -> None:
             continue
         evaluations.rows, started = 0, time.perf_counter()
         latents = pipeline.generate_latents(
-            labels, seed=0, batch=BATCH, sampler=sampler, steps=steps, **GUIDANCE[kind]
+            labels, seed=0, batch=BATCH, sampler=sampler, **{steps_of: steps}, **GUIDANCE[kind]
         )
         pictures = pipeline.decode_uint8(latents, BATCH)
         seconds = time.perf_counter() - started
@@ -139,7 +142,7 @@ def compare(args: argparse.Namespace) -> None:
         figures = frechet_distances(real.statistics, drawn) | set_measures(real, drawn)
         done[key] = {
             "guided": kind, "sampler": sampler, "steps": steps, "count": args.count,
-            "evaluations": evaluations.rows / args.count,
+            "evaluations": evaluations.rows / args.count / tokens,
             "fd": figures["fd"], "precision": figures["precision"], "recall": figures["recall"],
             "images_per_second": args.count / seconds,
         }  # fmt: skip
@@ -213,6 +216,7 @@ def main() -> None:
     parser.add_argument("--out", help="directory for the figures")
     parser.add_argument("--count", type=int, default=2000, help="pictures of each arm")
     parser.add_argument("--precision", default="fp32", help="exact, fp32 or bf16")
+    parser.add_argument("--guidance", help=f"some of {', '.join(GUIDANCE)}")
     parser.add_argument("--samplers", help=f"some of {', '.join(STEPS)}")
     parser.add_argument("--pipeline", action="store_true", help="time the whole pipeline instead")
     parser.add_argument("--race", type=int, default=32, help="pictures of a round of --pipeline")

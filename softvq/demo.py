@@ -30,7 +30,7 @@ from softvq.train.tokenizer import (
 )
 
 SAMPLES = 6  # pictures per class
-STEPS = 50
+STEPS = 20
 GUIDANCE = 2.0
 BATCH = 64
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
@@ -235,7 +235,7 @@ def sample_section(pipeline: Pipeline, samples: list[Image.Image]) -> Section:
         "New pictures, class by class",
         [
             "Drawn from noise by the generator and decoded by the shipped tokenizer: the first "
-            f"{SAMPLES} of each class, not selected. Euler's method, {STEPS} steps, "
+            f"{SAMPLES} of each class, not selected. DPM-Solver++, {STEPS} steps, "
             f"classifier-free guidance {GUIDANCE:g}, seed 0."
         ],
         tiles=tiles,
@@ -361,7 +361,7 @@ def cost_section(costs: dict[str, Cost], speeds: dict[str, Throughput]) -> Secti
                     for name, cost in costs.items()
                 ],
                 f"On {machine}. Encode and decode: float32, batches of {BATCH}. Generate: float64, "
-                f"batches of {DRAWN}, {STEPS} Euler steps with guidance, which makes {2 * STEPS} "
+                f"batches of {DRAWN}, {STEPS} steps with guidance, which makes {2 * STEPS} "
                 "network evaluations, and decoding. One MAC, a multiply-add, is two FLOPs. "
                 "Images/s: median of repeated calls, and the range of their middle half.",
             )

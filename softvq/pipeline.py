@@ -49,7 +49,7 @@ class Pipeline:
     """Draws images. ``classes`` names the labels; without classes it is unconditional.
 
     >>> pipeline = Pipeline.from_pretrained("shipped")
-    >>> pipeline(["church", 3], steps=50, guidance=1.5, seed=0)      # two PIL images
+    >>> pipeline(["church", 3], guidance=1.5, seed=0)                # two PIL images
 
     ``generator`` is a network of any of the families in ``softvq.generator.families``.
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+import softvq.train.tokenizer as training
 from softvq import demo
 from softvq.data import BUILTIN
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
@@ -79,7 +80,8 @@ def pipeline_folder(tmp_path_factory):
 
 
 def test_demo_reports_and_repeats(pipeline_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "PROBE_STEPS", 4)
+    for module in (demo, training):
+        monkeypatch.setattr(module, "TRIAL", 4)
     monkeypatch.setattr(demo, "STEPS", 3)
     assert demo.run_demo(tmp_path, minutes=1e-3, model=str(pipeline_folder))
     path = tmp_path / "report.html"

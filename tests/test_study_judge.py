@@ -92,6 +92,8 @@ def test_classes_counted_by_hand():
     assert metrics["defect_kept"]["n"] == 5 and metrics["defect_kept"]["groups"] == 3
     assert interval(metrics["defect_kept"]) == pytest.approx(wilson(1 + 0 + 0.5, 3))
     assert interval(metrics["accuracy"]) == pytest.approx(wilson(0.5 + 0.5 + 0.5 + 1, 4))
+    # Of the two good ones one passes in the original, and again.
+    assert metrics["false_alarms"]["value"] == 0 and metrics["false_alarms"]["n"] == 1
     # Right before: 6; after: 5; lost: 1, 2 and 5; gained: 3 and 7.
     assert metrics["accuracy_drop"]["value"] == pytest.approx(1 / 8)
     assert found["confusion"] == [[1, 1, 1], [0, 2, 1], [0, 0, 2]]

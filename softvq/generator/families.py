@@ -11,7 +11,6 @@ A new family is one entry.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,16 @@ def transformer_sample(
     net: Any,
     streams: NoiseStreams,
     y: Tensor | None,
-    steps: int = 50,
+    steps: int = 20,
     guidance: float | Tensor = 1.5,
     interval: tuple[float, float] = (0.0, 1.0),
-    sampler: str = "euler",
+    sampler: str = "dpm_solver",
     bad: Any = None,
 ) -> Tensor:
     """Normalised latents [B, L, C], one image from each stream, given labels y [B] or None.
 
-    steps, sampler                 see ``softvq.generator.sampler``
+    steps, sampler                 see ``softvq.generator.sampler``; how the defaults were chosen is
+                                   in docs/generating.md
     guidance, interval, bad        see ``Guided``; without labels or ``bad`` there is none
 
     Raises UserError for an unknown sampler, fewer than one step or more than a diffusion has, and
@@ -152,9 +152,7 @@ def mar_sample(
 
 GENERATORS: dict[str, Family] = {
     "sit": Family(SiTConfig, SiT, "lognormal", transformer_loss, transformer_sample),
-    "dit": Family(
-        DiTConfig, DiT, "uniform", transformer_loss, partial(transformer_sample, sampler="ddim")
-    ),
+    "dit": Family(DiTConfig, DiT, "uniform", transformer_loss, transformer_sample),
     "mar": Family(mar.MARConfig, mar.MAR, "lognormal", mar.training_loss, mar_sample),
 }
 

@@ -21,6 +21,7 @@ METRICS = (
     "accuracy_drop",
     "defect_recall",
     "defect_kept",
+    "false_alarms",
     "contrast_kept",
     "regions_surviving",
     "psnr_inside",
@@ -65,7 +66,11 @@ def default_criteria(measured: dict[str, Any]) -> tuple[Criterion, ...]:
 
     Nine tenths confidence on both sides is 95% on the one that counts.
     """
-    defects = [Criterion("defect_kept", "min", 0.8), Criterion("regions_surviving", "min", 0.8)]
+    defects = [
+        Criterion("defect_kept", "min", 0.8),
+        Criterion("false_alarms", "max", 0.2),
+        Criterion("regions_surviving", "min", 0.8),
+    ]
     for wanted in (defects, [Criterion("accuracy_drop", "max", 0.1)]):
         if some := [c for c in wanted if measured.get(c.metric) is not None]:
             return tuple(some)

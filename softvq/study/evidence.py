@@ -400,13 +400,18 @@ def limits(study: Study) -> Section:
         words("limits.seed", seed=str(results["settings"]["seed"])),
         words("limits.held_out", val=val["photos"], groups=val["groups"]),
     ]
+    if results["settings"]["init"] != "none":
+        notes.append(words("limits.start", init=results["settings"]["init"]))
     before = study.seen
     if before and before["defect_recall"]:
         figures = {
             "recall": study.measured("defect_recall", before["defect_recall"]["value"]),
             "accuracy": study.measured("accuracy", before["accuracy"]["value"]),
         }
-        notes.append(words("limits.classifier", **figures))
+        said = [words("limits.classifier", **figures)]
+        if study.alarms:
+            said.append(words("alarms", alarms=study.alarms))
+        notes.append(words.prose(said))
     reduced = results["data"]["sizes"]["reduced"]
     if reduced[1] > 1.05:
         notes.append(words("limits.reduced", factor=f"{reduced[1]:.1f}"))

@@ -236,17 +236,21 @@ def _recognised(ground: Ground, seen: Seen | None, of: np.ndarray) -> Figures:
     accuracy:      the share whose class it tells
     defect_recall: the share of the defect photos that it takes for a defect, whichever
     defect_kept:   the same of those defect photos only whose defect it finds in the original
+    false_alarms:  the share of the photos that are free of defects, and that it passes in the
+                   original, that it takes for a defect: what finds a defect everywhere keeps all
     """
     original = ground.seen
     if seen is None or original is None:
-        return {"accuracy": None, "defect_recall": None, "defect_kept": None}
+        return dict.fromkeys(("accuracy", "defect_recall", "defect_kept", "false_alarms"))
     defect = of & ground.is_defect
+    passed = of & ~ground.is_defect & ~original.as_defect
     found = defect & original.as_defect
     right = seen.predicted == ground.photos.labels
     return {
         "accuracy": ground.share(right[of], of),
         "defect_recall": ground.share(seen.as_defect[defect], defect),
         "defect_kept": ground.share(seen.as_defect[found], found),
+        "false_alarms": ground.share(seen.as_defect[passed], passed) if ground.normal else None,
     }
 
 

@@ -23,13 +23,14 @@ UNITS = {
     "accuracy_drop": ("points", 1),
     "defect_recall": ("share", 1),
     "defect_kept": ("share", 1),
+    "false_alarms": ("share", 1),
     "contrast_kept": ("share", 1),
     "regions_surviving": ("share", 1),
     "psnr_inside": ("db", 1),
     "smallest_surviving": ("px", 1),
 }
-SHARES = ("accuracy", "defect_recall", "defect_kept", "regions_surviving")
-LISTED = 8  # files or pairs named in the report; results.json has them all
+SHARES = ("accuracy", "defect_recall", "defect_kept", "false_alarms", "regions_surviving")
+LISTED = 5  # files or pairs named in the report; results.json has them all
 MOST_GROUPS = 1_000_000  # that the report asks for: a value just at its limit is never proven
 
 
@@ -122,6 +123,18 @@ class Study:
         return before if before["accuracy"] else None
 
     @cached_property
+    def alarms(self) -> str | None:
+        """The share of the defect-free originals that the classifier takes for defective."""
+        if not self.seen or not self.seen["confusion"]:
+            return None
+        normal = [name in self.results["settings"]["normal"] for name in self.seen["classes"]]
+        counts = np.array(self.seen["confusion"])[normal]
+        if not counts.sum():
+            return None
+        share = counts[:, np.logical_not(normal)].sum() / counts.sum()
+        return self.measured("accuracy", float(share))
+
+    @cached_property
     def needed(self) -> list[tuple[Facts, Facts, int]]:
         """(criterion, figure, independent groups needed) where evidence alone is what lacks."""
         if self.results["recommendation"]["limit"] != "evidence":
@@ -187,11 +200,12 @@ class Study:
         return self.words("interval", value=digits_of(unit, digits, value), low=low, high=high)
 
     def limit(self, criterion: Facts) -> str:
-        if "min" in criterion:
-            return self.words(
-                "at_least", value=self.measured(criterion["metric"], criterion["min"])
-            )
-        return self.words("at_most", value=self.measured(criterion["metric"], criterion["max"]))
+        """What a criterion asks for, with all the digits that it was given with."""
+        sense = "min" if "min" in criterion else "max"
+        unit, _ = unit_of(criterion["metric"])
+        hundred = 100 if unit in ("share", "points") else 1
+        value = self.words(f"unit.{unit}", value=f"{hundred * criterion[sense]:.10g}")
+        return self.words({"min": "at_least", "max": "at_most"}[sense], value=value)
 
     def number(self, value: float | None, digits: int = 0) -> str:
         return self.words("nothing") if value is None else f"{value:,.{digits}f}"

@@ -86,7 +86,8 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     if smallest is not None:
         value = study.measured("smallest_surviving", smallest)
         facts.append((value, words("fact.smallest.label")))
-    for criterion, figure, needed in study.needed:
+    if study.needed:
+        criterion, figure, needed = max(study.needed, key=lambda lacking: lacking[2])
         said = {"metric": study.metric(criterion["metric"]), "groups": figure["groups"]}
         facts.append((words("fact.needed", needed=needed), words("fact.needed.label", **said)))
     return facts
@@ -135,7 +136,7 @@ def _tried(study: Study) -> list[str]:
         words(
             "brief.tried.text",
             arms=len(study.learned),
-            kinds=_kinds(study, study.learned),
+            kinds=_kinds(study, learned=True),
             tokens=words.join(str(n) for n in tokens),
             train=splits["train"]["photos"],
             val=splits["val"]["photos"],
@@ -145,12 +146,13 @@ def _tried(study: Study) -> list[str]:
     if stopped:
         said.append(words("brief.tried.stopped", stopped=stopped))
     if study.baselines:
-        said.append(words("brief.tried.baselines", kinds=_kinds(study, study.baselines)))
+        said.append(words("brief.tried.baselines", kinds=_kinds(study, learned=False)))
     return said
 
 
-def _kinds(study: Study, arms: list[Facts]) -> str:
-    kinds = dict.fromkeys(arm["kind"] for arm in arms)
+def _kinds(study: Study, learned: bool) -> str:
+    arms = study.results["arms"]
+    kinds = dict.fromkeys(arm["kind"] for arm in arms if arm["learned"] == learned)
     return study.words.join(study.words.name("kind", kind) for kind in kinds)
 
 
@@ -177,13 +179,11 @@ def _recommended(study: Study) -> list[str]:
         said = [words("brief.recommended.arm", arm=arm["name"], kind=kind, **shape)]
         # Those that were stopped early are no candidates, whatever they miss.
         final = [a["name"] for a in study.final]
-        failed = [
-            words("bracket", value=f["arm"], more=words.join(map(study.metric, f["metrics"])))
-            for f in advice["cheaper_failed"]
-            if f["arm"] in final
-        ]
-        if failed:
-            return [*said, words("brief.recommended.cheaper", failed=words.join(failed))]
+        cheaper = [failed for failed in advice["cheaper_failed"] if failed["arm"] in final]
+        if cheaper:
+            metrics = words.join(map(study.metric, cheaper[-1]["metrics"]))
+            next_one = {"count": len(cheaper), "arm": cheaper[-1]["arm"], "metrics": metrics}
+            return [*said, words("brief.recommended.cheaper", **next_one)]
         return [*said, words("brief.recommended.cheapest")]
     failing = [
         words("count", name=study.metric(metric), count=count)
@@ -191,19 +191,20 @@ def _recommended(study: Study) -> list[str]:
     ]
     said = [words("brief.recommended.none", arms=len(study.learned), failing=words.join(failing))]
     said.append(words("brief.recommended.best", arm=arm["name"]))
-    for criterion, figure, needed in study.needed:
-        metric = criterion["metric"]
-        said.append(
+    if study.needed:
+        lacking = [
             words(
-                "brief.evidence",
-                metric=study.metric(metric),
-                value=study.measured(metric, figure["value"]),
+                "brief.evidence.one",
+                metric=study.metric(criterion["metric"]),
+                value=study.measured(criterion["metric"], figure["value"]),
                 groups=figure["groups"],
-                bound=study.measured(metric, criterion["bound"]),
+                bound=study.measured(criterion["metric"], criterion["bound"]),
                 least=study.limit(criterion),
                 needed=needed,
             )
-        )
+            for criterion, figure, needed in study.needed
+        ]
+        said += [words("brief.evidence"), *lacking, words("brief.evidence.mend")]
     return said
 
 
@@ -271,6 +272,8 @@ def _risk(study: Study) -> list[str]:
     if study.seen and study.seen["defect_recall"]:
         recall = study.measured("defect_recall", study.seen["defect_recall"]["value"])
         said.append(words("brief.risk.recall", recall=recall))
+        if study.alarms:
+            said.append(words("alarms", alarms=study.alarms))
     elif not study.seen:
         said.append(words("brief.risk.nothing"))
     val = data["splits"]["val"]

@@ -93,6 +93,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "metric.accuracy_drop": ("Accuracy lost", "正解率の低下"),
     "metric.defect_recall": ("Defects found", "欠陥検出率"),
     "metric.defect_kept": ("Defects kept", "欠陥保持率"),
+    "metric.false_alarms": ("False alarms", "誤検出率"),
     "metric.contrast_kept": ("Contrast kept", "コントラスト保持率"),
     "metric.regions_surviving": ("Regions surviving", "欠陥領域の残存率"),
     "metric.psnr_inside": ("PSNR inside defects", "欠陥領域内のPSNR"),
@@ -178,10 +179,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "smallest defect that survives, across, in the study's pixels",
         "残存する最小の欠陥の直径（検証サイズでの画素数）",
     ),
-    "fact.needed": ("{needed}", "{needed}件"),
+    "fact.needed": ("about {needed}", "約{needed}件"),
     "fact.needed.label": (
-        "independent groups of photos needed to decide on “{metric}”, about; there are {groups}",
-        "「{metric}」の判定に必要な独立したグループの数（概算、今回は{groups}件）",
+        "independent groups of photos would be needed to decide on “{metric}”; there are {groups}",
+        "「{metric}」の判定に必要な独立したグループの数（今回は{groups}件）",
     ),
     # ---- one page for the manager ----
     "brief.heading": ("The study on one page", "検証結果の要約"),
@@ -231,8 +232,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "推奨します。",
     ),
     "brief.recommended.cheaper": (
-        "Cheaper configurations fail: {failed}.",
-        "より低コストの構成は、次の基準を満たしませんでした：{failed}。",
+        "Whatever is cheaper and was trained to the end ({count:configuration|configurations}) "
+        "fails; the next cheaper, {arm}, in: {metrics}.",
+        "より低コストで最後まで学習した{count}構成は、いずれも不合格でした。"
+        "次に低コストの「{arm}」が満たさなかった基準は、{metrics}です。",
     ),
     "brief.recommended.cheapest": (
         "Nothing cheaper was judged to the end.",
@@ -248,14 +251,19 @@ TEXTS: dict[str, tuple[str, str]] = {
         "以下では、合格基準に最も近い「{arm}」の数値を示しますが、推奨するものではありません。",
     ),
     "brief.evidence": (
-        "The evidence is too thin for “{metric}”: {value} was measured on {groups:independent "
-        "group|independent groups} of photos, which proves no better than {bound}; the criterion "
-        "asks for {least}. To prove that at this rate takes about {needed:independent "
-        "group|independent groups}: photos of different parts, not more photos of the same.",
-        "「{metric}」は、検証用のデータが少なく判定できません。測定値は{value}ですが、独立した"
-        "グループが{groups}件しかないため、統計的に示せるのは{bound}までで、基準の{least}を"
-        "確認できません。測定値が同じ水準であれば、確認にはおよそ{needed}件の独立したグループが"
-        "必要です。同じ現物の画像を増やすのではなく、異なる現物の画像を追加してください。",
+        "The evidence is too thin to tell.",
+        "検証用のデータが少なく、合否を判定できません。",
+    ),
+    "brief.evidence.one": (
+        "“{metric}” is {value}, but {groups:independent group|independent groups} of photos prove "
+        "no better than {bound}, where {least} is asked for; about {needed:group|groups} would "
+        "prove it.",
+        "「{metric}」の測定値は{value}ですが、独立したグループが{groups}件では{bound}までしか"
+        "示せず、基準（{least}）の確認にはおよそ{needed}件が必要です。",
+    ),
+    "brief.evidence.mend": (
+        "What is needed are photos of different parts, not more photos of the same.",
+        "必要なのは、同じ現物の画像ではなく、異なる現物の画像です。",
     ),
     "count": ("{name}: {count}", "{name}：{count}"),
     "brief.saved": ("What is saved", "削減できるコスト"),
@@ -321,6 +329,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "the originals; a defect that it does not know is not counted.",
         "評価の確かさは分類器の性能に左右されます。この分類器が元画像で検出できる欠陥は"
         "{recall}であり、検出できない欠陥への影響は評価に含まれません。",
+    ),
+    "alarms": (
+        "Of the photos without a defect it takes {alarms} for defective, in the originals already.",
+        "また、欠陥のない画像についても、元画像の段階で{alarms}を欠陥ありと判定しています。",
     ),
     "brief.risk.nothing": (
         "There was no classifier to judge by, because the photos have no class labels: whether "
@@ -414,8 +426,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "column.all": ("All", "合計"),
     "column.defects": ("Defects", "欠陥数"),
     "column.diameter": ("Diameter, px", "直径（画素）"),
-    "column.recall_before": ("Recall on originals, %", "元画像での検出率（%）"),
-    "column.recall_after": ("Recall on rebuilt, %", "復元画像での検出率（%）"),
+    "column.recall_before": ("Recall on originals, %", "元画像での正解率（%）"),
+    "column.recall_after": ("Recall on rebuilt, %", "復元画像での正解率（%）"),
     "column.true": ("True class", "正解クラス"),
     "column.as": ("as {name}", "{name}と判定"),
     "column.corruption": ("Photos made worse by", "画像の劣化"),
@@ -586,7 +598,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Only {groups:independent group|independent groups} of defect photos are held out: even a "
         "perfect record proves no more than {least_provable:.1%}.",
         "検証用の欠陥画像は独立したグループが{groups}件のみです。"
-        "すべて検出できても、統計的に保証できるのは{least_provable:.1%}までです。",
+        "すべて検出できても、統計的に示せるのは{least_provable:.1%}までです。",
     ),
     "remark.few_train": (
         "Only {n:training photo|training photos}: more would improve every tokenizer.",
@@ -611,10 +623,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "検証サイズの縦横比に合わせるため、画像の{share:.0%}（中央値）を切り落としています。",
     ),
     "remark.mixed_sizes": (
-        "The photos are of different sizes: they were reduced between {low:.1f} and {high:.1f} "
-        "times, so the same defect is not equally large in all.",
-        "画像サイズが統一されておらず、縮小率は{low:.1f}分の1～{high:.1f}分の1です。"
-        "同じ大きさの欠陥でも、画像によって検証時の大きさが異なります。",
+        "The photos are of different sizes: a study pixel is {low:.1f} to {high:.1f} photo pixels, "
+        "so the same defect is not equally large in all.",
+        "画像サイズが統一されておらず、検証サイズの1画素は元画像の{low:.1f}～{high:.1f}画素に"
+        "相当します。同じ大きさの欠陥でも、画像によって検証時の大きさが異なります。",
     ),
     "remark.blank": (
         "{n:photo is|photos are} of one single colour.",
@@ -695,41 +707,46 @@ TEXTS: dict[str, tuple[str, str]] = {
         "少ないものを優先します。",
     ),
     "means.psnr": (
-        "the mean over photos of 10 log10 of 255 squared over the mean squared error; higher is "
+        "The mean over photos of 10 log10 of 255 squared over the mean squared error; higher is "
         "closer to the original.",
         "255の2乗と平均二乗誤差の比の対数（10 log10）を画像ごとに求めた平均値。"
         "高いほど元画像に近いことを示します。",
     ),
     "means.ssim": (
-        "similarity of local structure, 1 for equal pictures.",
+        "Similarity of local structure, 1 for equal pictures.",
         "局所的な構造の類似度。1は完全な一致を示します。",
     ),
     "means.accuracy": (
-        "share of rebuilt photos whose class the classifier recognises.",
+        "Share of rebuilt photos whose class the classifier recognises.",
         "分類器が復元画像のクラスを正しく判定した割合。",
     ),
     "means.accuracy_drop": (
-        "the classifier's accuracy on originals less that on rebuilt photos.",
+        "The classifier's accuracy on originals less that on rebuilt photos.",
         "元画像での正解率から復元画像での正解率を引いた差。",
     ),
     "means.defect_recall": (
-        "of all photos with a defect, the share in which the classifier finds one after "
+        "Of all photos with a defect, the share in which the classifier finds one after "
         "rebuilding.",
         "すべての欠陥画像のうち、復元後に分類器が欠陥ありと判定した割合。",
     ),
     "means.defect_kept": (
-        "of the photos in whose original the classifier finds a defect, the share in which it "
+        "Of the photos in whose original the classifier finds a defect, the share in which it "
         "still does after rebuilding.",
         "元画像で分類器が欠陥を検出できた画像のうち、復元後も検出できた割合。",
     ),
+    "means.false_alarms": (
+        "Of the defect-free photos that the classifier passes in the original, the share in which "
+        "it sees a defect after rebuilding.",
+        "元画像で分類器が良品と判定した良品画像のうち、復元後に欠陥ありと誤って判定された割合。",
+    ),
     "means.contrast_kept": (
-        "slope of the rebuilt brightness on the original's inside and around a marked defect: "
+        "Slope of the rebuilt brightness on the original's inside and around a marked defect: "
         "100% all of the contrast is there, 0% erased.",
         "指定された欠陥領域とその周辺における、元画像の輝度に対する復元画像の輝度の回帰係数。"
         "100%はコントラストがすべて残存、0%は消失を示します。",
     ),
     "means.regions_surviving": (
-        "share of marked defects that keep at least half of their contrast.",
+        "Share of marked defects that keep at least half of their contrast.",
         "コントラストの半分以上が保たれた欠陥領域の割合。",
     ),
     "means.psnr_inside": (
@@ -737,12 +754,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "指定された欠陥領域内の画素のみで求めたPSNR。",
     ),
     "means.smallest_surviving": (
-        "smallest diameter such that nine in ten of the defects at least as large keep half of "
+        "Smallest diameter such that nine in ten of the defects at least as large keep half of "
         "their contrast.",
         "その直径以上の欠陥の9割がコントラストの半分以上を保つ、最小の直径。",
     ),
     "means.kernel_distance": (
-        "how differently originals and rebuilt photos are distributed in the classifier's "
+        "How differently originals and rebuilt photos are distributed in the classifier's "
         "features; 0 for no difference.",
         "分類器の特徴量における、元画像と復元画像の分布の違い。0は違いがないことを示します。",
     ),
@@ -752,6 +769,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "figures, which the intervals do not include.",
         "各構成の学習は1回のみです（乱数シード：{seed}）。再学習すると結果は多少変わりますが、"
         "その変動は信頼区間に含まれていません。",
+    ),
+    "limits.start": (
+        "Every configuration starts from one trained tokenizer ({init}), cut or stretched to its "
+        "shape, so configurations near that shape have a head start.",
+        "各構成は、学習済みの同じトークナイザー（{init}）を各構成の形状に合わせて変形したものから"
+        "学習を始めます。そのため、これに近い構成ほど有利になります。",
     ),
     "limits.held_out": (
         "{val:held-out photo|held-out photos} in {groups:independent group|independent groups} "

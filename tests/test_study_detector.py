@@ -1,0 +1,90 @@
+"""The detector: what it pools, what it learns to find, and what it was taught on."""
+
+import numpy as np
+import pytest
+import torch
+from test_study import SIZE, tiles
+
+from softvq import images
+from softvq.data import open_store
+from softvq.study import detector
+from softvq.study.detector import CELL, SHARPNESS, Detector, DetectorConfig, train_detector, views
+from softvq.study.regions import find_regions
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A detector of holes, and the held-out tiles with their masks."""
+    root = tmp_path_factory.mktemp("tiles")
+    photos, masks = tiles(root)
+    train, val = (
+        open_store(photos, split, (SIZE, SIZE), root / "cache", 1.0) for split in ("train", "val")
+    )
+
+    def inside(store):
+        found = np.zeros((len(store), SIZE, SIZE), bool)
+        for region in find_regions(store, photos, masks):
+            found[region.photo] |= region.mask
+        return found
+
+    return train_detector(train, inside(train), ["good"], seed=0, steps=150), val, inside(val)
+
+
+def test_holes_are_found_on_photos_not_seen(trained):
+    net, val, _ = trained
+    with torch.no_grad():
+        predicted = net(images.to_tensor(np.asarray(val.images))).argmax(1).numpy()
+    assert (predicted == val.labels).mean() > 0.85
+
+
+def test_a_hole_is_found_where_it_is(trained):
+    net, val, masks = trained
+    hole = val.classes.index("hole")
+    some = val.labels == hole
+    with torch.no_grad():
+        cells = net.cells(net.maps(images.to_tensor(np.asarray(val.images[some]))))
+    score = (cells[..., hole] - cells[..., 1 - hole]).flatten(1).argmax(1).numpy()
+    side = SIZE // CELL
+    cut = masks[some].reshape(-1, side, CELL, side, CELL).any((2, 4)).reshape(-1, side * side)
+    assert cut[np.arange(len(cut)), score].mean() > 0.85
+
+
+def test_it_is_the_same_after_saving(trained, tmp_path):
+    net, val, _ = trained
+    net.save_pretrained(tmp_path)
+    pixels = images.to_tensor(np.asarray(val.images[:3]))
+    with torch.no_grad():
+        assert torch.equal(Detector.from_pretrained(tmp_path)(pixels), net(pixels))
+
+
+def test_one_bad_cell_spoils_a_photo():
+    net = Detector(DetectorConfig(16, 16, 3, normal=(1,)))
+    cells = torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    beside = (cells - cells[..., 1:2]).reshape(2, 4, 3)
+    wanted = (SHARPNESS * beside).exp().mean(1).log() / SHARPNESS
+    torch.testing.assert_close(net.pool(cells), wanted)
+    assert (net.pool(cells)[:, 1] == 0).all()
+    spoilt = cells.clone()
+    spoilt[0, 1, 1, 2] += 50
+    assert net.pool(spoilt)[0].argmax() == 2
+
+
+def test_without_normal_classes_all_cells_vote():
+    net = Detector(DetectorConfig(16, 16, 3))
+    cells = torch.randn(2, 2, 2, 3)
+    torch.testing.assert_close(net.pool(cells), cells.mean((1, 2)))
+
+
+def test_views_of_a_few_and_of_many_photos(tmp_path, monkeypatch):
+    photos, _ = tiles(tmp_path, 4, 2)
+    store = open_store(photos, "train", (SIZE, SIZE), tmp_path / "cache", 1.0)
+    masks = np.zeros((8, SIZE, SIZE), bool)
+    masks[0, 0, 0] = True
+    seen = list(views(store, masks))
+    assert sum(len(labels) for _, _, labels in seen) == 5 * 8
+    assert np.array_equal(seen[1][0], seen[0][0][:, :, ::-1])
+    assert seen[1][1][0, 0, -1] and not seen[1][1][0, 0, 0]  # the mask is mirrored with it
+    monkeypatch.setattr(detector, "VIEWS", 4)
+    seen = list(views(store, masks))
+    assert sum(len(labels) for _, _, labels in seen) == 4
+    assert [store.classes[i] for i in seen[0][2]] == ["good", "good", "hole", "hole"]
