@@ -103,6 +103,7 @@ def draw_figure(done: dict[str, dict[str, Any]], path: Path) -> None:
     panels[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def compare(args: argparse.Namespace) -> None:

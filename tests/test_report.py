@@ -1,6 +1,7 @@
 """The report: one file that fetches nothing, and shows what it was given."""
 
 import base64
+import functools
 import io
 import re
 
@@ -10,7 +11,17 @@ from PIL import Image
 import softvq.train.tokenizer as training
 from softvq import demo
 from softvq.data import BUILTIN
-from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
+from softvq.report import (
+    Figure,
+    Point,
+    Report,
+    Section,
+    Table,
+    embed,
+    line_chart,
+    scatter_chart,
+    write_report,
+)
 
 
 def write(tmp_path, **section):
@@ -56,6 +67,27 @@ def test_embedded_picture_is_the_picture():
     assert uri.startswith("data:image/png;base64,")
     again = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
     assert again.tobytes() == picture.tobytes()
+
+
+def test_a_photo_may_be_embedded_as_jpeg():
+    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    uri = embed(picture, quality=90)
+    assert uri.startswith("data:image/jpeg;base64,") and len(uri) < len(embed(picture))
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (64, 64)
+
+
+def test_scatter_chart_joins_what_no_cheaper_point_equals():
+    points = [Point(8, 20.0, 19.0, 21.0), Point(16, 20.0), Point(32, 30.0, hollow=True)]
+    draw = functools.partial(scatter_chart, {"a": points}, "bytes", "欠陥", lang="ja")
+    svgs = [
+        base64.b64decode(draw(frontier).split(",")[1]).decode()
+        for frontier in (("frontier", points), ("frontier", [points[0], points[2]]), ("", []))
+    ]
+    joined, without_dominated, none = ("stroke-dasharray: 5" in svg for svg in svgs)
+    assert joined and without_dominated and not none
+    line = re.compile(r'<path d="([^"]*)"[^>]*stroke-dasharray: 5')
+    assert line.search(svgs[0])[1] == line.search(svgs[1])[1]
+    assert "欠陥</text>" in svgs[0] and '<svg xml:lang="ja"' in svgs[0]
 
 
 def test_line_chart_is_svg_with_its_labels():

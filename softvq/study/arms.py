@@ -137,12 +137,8 @@ def make_arms(settings: Settings) -> list[Arm]:
         for shape, held in shapes.items()
         for kind in settings.bottlenecks
     ]
-    return sorted(arms, key=price)
-
-
-def price(arm: Arm) -> tuple[int, int]:
-    """What makes an arm dear: tokens decide a generator's cost, then numbers."""
-    return arm.tokens, arm.floats
+    # Tokens decide what a generator costs, then numbers.
+    return sorted(arms, key=lambda arm: (arm.tokens, arm.floats))
 
 
 def hopeless(

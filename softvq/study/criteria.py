@@ -138,7 +138,8 @@ def recommend(arms: list[dict[str, Any]], criteria: tuple[Criterion, ...]) -> di
             criterion.verdict(arm["metrics"].get(criterion.metric)) for criterion in criteria
         ]
         arm["verdict"] = {"holds": all(v["holds"] for v in verdicts), "criteria": verdicts}
-    chosen = next((a for a in candidates if a["verdict"]["holds"] and a["stopped"] is None), None)
+    finished = [arm for arm in candidates if arm["stopped"] is None]
+    chosen = next((arm for arm in finished if arm["verdict"]["holds"]), None)
     failed = {
         arm["name"]: [v["metric"] for v in arm["verdict"]["criteria"] if not v["holds"]]
         for arm in candidates
@@ -156,7 +157,7 @@ def recommend(arms: list[dict[str, Any]], criteria: tuple[Criterion, ...]) -> di
             for arm in before
             if failed[arm["name"]]
         ],
-        "limit": "evidence" if chosen is None and any(map(_only_wide, candidates)) else None,
+        "limit": "evidence" if chosen is None and any(map(_only_wide, finished)) else None,
     }
 
 

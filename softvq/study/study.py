@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from softvq import __version__, images
-from softvq.data import Store, fixed_batches
+from softvq.data import Store
 from softvq.errors import UserError
 from softvq.evaluate.cost import throughput
 from softvq.evaluate.pixels import psnr_per_image
 from softvq.io import write_atomically
 from softvq.pipeline import load_tokenizer
-from softvq.study.arms import Arm, Settings, cost, hopeless, make_arms, price
+from softvq.study.arms import Arm, Settings, cost, hopeless, make_arms
 from softvq.study.baselines import BASELINES, coded
 from softvq.study.criteria import Criteria, default_criteria, load_criteria, recommend
 from softvq.study.data import Inspection, drop_leaks, look_at, refuse
@@ -157,7 +157,7 @@ def stand_on(
             settings.fit,
         )
 
-    originals = whole(photos.val)
+    originals = np.array(photos.val.images)
     folder = out / "detector"
     detector = None
     if len(photos.train.classes) > 1:
@@ -183,11 +183,6 @@ def stand_on(
         required.confidence,
         required.metrics,
     )
-
-
-def whole(photos: Store) -> np.ndarray:
-    """All photos, uint8 [N, H, W, 3]."""
-    return np.concatenate([images.to_uint8(x) for x, _ in fixed_batches(photos, BATCH)])
 
 
 def rebuild(tokenizer: Tokenizer, pictures: np.ndarray) -> np.ndarray:
@@ -224,7 +219,11 @@ def train_arms(
             folder = out / "arms" / arm.name
             if (folder / f"rebuilt-{rung}.npy").is_file():
                 continue
-            print(f"rung {rung + 1} of {len(RUNGS)}, arm {number} of {len(alive)}: {arm.name}")
+            left = sum(count / plan["speed"].get(str(a.tokens), np.inf) for a in alive[number - 1 :])
+            print(
+                f"rung {rung + 1} of {len(RUNGS)}, arm {number} of {len(alive)}: {arm.name}"
+                + (f", {left / 60:.0f} min left in this rung" if left else "")
+            )
             before = folder / f"rung-{rung - 1}" if rung else start(arm, settings, folder)
             with clock("training"):
                 recipe = arm.recipe(settings, count, before)
@@ -320,11 +319,10 @@ def measure(
     save_array(out / "originals.npy", ground.originals)
     save_json(out / "names.json", {"names": ground.photos.names})
     judged = [learned_arm(arm, settings, plan, ground, out) for arm in arms]
-    training = whole(photos.train)
-    shapes = {(arm.tokens, arm.channels): arm for arm in sorted(arms, key=price)}
-    for arm in shapes.values():
+    judged.sort(key=lambda arm: (arm["tokens"], arm["floats"], arm["bytes"]))
+    for arm in {arm.floats: arm for arm in reversed(arms)}.values():  # one for each size
         for kind in BASELINES:
-            judged.append(baseline(kind, arm, training, photos.grey, ground, out))
+            judged.append(baseline(kind, arm, photos.train.images, photos.grey, ground, out))
     criteria = required.criteria or default_criteria(judged[0]["metrics"])
     recommendation = recommend(judged, criteria)
     return {

@@ -93,7 +93,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "metric.accuracy_drop": ("Accuracy lost", "正解率の低下"),
     "metric.defect_recall": ("Defects found", "欠陥検出率"),
     "metric.defect_kept": ("Defects kept", "欠陥保持率"),
-    "metric.false_alarms": ("False alarms", "誤検出率"),
+    "metric.false_alarms": ("False alarms", "過検出率"),
     "metric.contrast_kept": ("Contrast kept", "コントラスト保持率"),
     "metric.regions_surviving": ("Regions surviving", "欠陥領域の残存率"),
     "metric.psnr_inside": ("PSNR inside defects", "欠陥領域内のPSNR"),
@@ -358,10 +358,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "frontier.text": (
         "Each mark is a configuration, judged on the held-out photos; further up and further left "
         "is better. Bars are {confidence} confidence intervals. The dashed line joins the learned "
-        "configurations that no cheaper one equals. Hollow marks were stopped early and would "
+        "configurations that no cheaper one equals. Hollow marks were stopped early and might "
         "have become better with more training. A mark's number is its number of tokens.",
         "印は各構成の検証用画像での結果で、左上ほど優れています。縦棒は{confidence}信頼区間、"
-        "破線は、より低コストの構成に劣らない学習済み構成を結んだものです。"
+        "破線は、より低コストで同等以上の構成が存在しない学習済み構成を結んだものです。"
         "白抜きの印は学習を途中で打ち切った構成で、学習を続ければ結果が向上する余地が"
         "あります。印に添えた数字はトークン数です。",
     ),
