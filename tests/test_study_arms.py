@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from softvq import images
+from softvq.data import open_store
 from softvq.errors import UserError
 from softvq.pipeline import load_tokenizer
 from softvq.study.arms import MARGIN_DB, Arm, Settings, cost, hopeless, make_arms
@@ -91,9 +93,12 @@ def config_of(tokens=16, channels=32, kind="softvq", size=64):
     return arm.recipe(Settings("photos", (size, size)), 1000, None).model
 
 
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+
+
 def test_an_arm_of_the_same_shape_starts_as_the_source():
     source = load_tokenizer("shipped")
-    made = starting_point(config_of(), source, seed=0).eval()
+    made = starting_point(config_of(), source, PICTURES, seed=0).eval()
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     torch.testing.assert_close(made.reconstruct(pixels), source.reconstruct(pixels))
 
@@ -101,25 +106,47 @@ def test_an_arm_of_the_same_shape_starts_as_the_source():
 @pytest.mark.parametrize("changes", [{"tokens": 4}, {"kind": "kl"}, {"kind": "vq"}, {"size": 128}])
 def test_what_fits_is_taken(changes):
     source = load_tokenizer("shipped")
-    made = starting_point(config_of(**changes), source, seed=0)
+    made = starting_point(config_of(**changes), source, PICTURES, seed=0)
     theirs, ours = source.state_dict(), made.state_dict()
     inside = [name for name in ours if ".blocks." in name]
     assert len(inside) > 50
     assert all(torch.equal(ours[name], theirs[name]) for name in inside)
-    again = starting_point(config_of(**changes), source, seed=0).state_dict()
+    again = starting_point(config_of(**changes), source, PICTURES, seed=0).state_dict()
     assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+@pytest.mark.parametrize("kind", ["kl", "ae"])
+def test_another_bottleneck_says_the_same(kind, tmp_path):
+    """On photos that it was not fitted on: SoftVQ's latents are nearly linear in the features."""
+    source = load_tokenizer("shipped")
+    store = open_store("builtin", "val", (64, 64), tmp_path, 1.0, progress=False)
+    pictures = np.asarray(store.images)
+    made = starting_point(config_of(kind=kind), source, pictures[::2], seed=0).eval()
+    pixels = images.to_tensor(pictures[1::2])
+    with torch.no_grad():
+        wanted, found = source.encode(pixels).latents, made.encode(pixels).latents
+    assert (wanted - found).var() < 0.02 * wanted.var()
+
+
+def test_codewords_start_on_the_latents():
+    source = load_tokenizer("shipped")
+    made = starting_point(config_of(kind="vq"), source, PICTURES, seed=0).eval()
+    with torch.no_grad():
+        latents = source.encode(images.to_tensor(PICTURES)).latents.flatten(0, 1)
+    distance = torch.cdist(made.bottleneck.embedding.weight, latents).amin(1)
+    assert distance.max() < 0.01
 
 
 def test_a_corner_is_copied():
     source = load_tokenizer("shipped")
-    made = starting_point(config_of(tokens=4), source, seed=0)
+    made = starting_point(config_of(tokens=4), source, PICTURES, seed=0)
     assert torch.equal(made.encoder.latent_tokens, source.encoder.latent_tokens[:, :4])
 
 
 def test_patches_of_another_size_are_resampled():
     """Of a constant picture the wider kernel sees the same, and paints the same."""
     source = load_tokenizer("shipped")
-    wide: Tokenizer = starting_point(config_of(size=128), source, seed=0)
+    wide: Tokenizer = starting_point(config_of(size=128), source, PICTURES, seed=0)
     kernel = "encoder.patch_embed.proj.0.weight"
     small, large = source.state_dict()[kernel], wide.state_dict()[kernel]
     torch.testing.assert_close(large.sum((2, 3)), small.sum((2, 3)), atol=1e-4, rtol=1e-4)

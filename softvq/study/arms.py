@@ -63,7 +63,9 @@ class Arm:
             tokens=self.tokens,
             channels=self.channels,
             bottleneck=self.kind,
-            vq_update="ema",  # its codewords find the tokens of a trained encoder at once
+            # VQ's codewords follow the tokens of a trained encoder, at their length.
+            vq_update="ema",
+            l2_norm=self.kind != "vq",
         )
         warm = images // 20
         train = replace(

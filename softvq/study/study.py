@@ -219,12 +219,16 @@ def train_arms(
             folder = out / "arms" / arm.name
             if (folder / f"rebuilt-{rung}.npy").is_file():
                 continue
-            left = sum(count / plan["speed"].get(str(a.tokens), np.inf) for a in alive[number - 1 :])
+            left = sum(
+                count / plan["speed"].get(str(a.tokens), np.inf) for a in alive[number - 1 :]
+            )
             print(
                 f"rung {rung + 1} of {len(RUNGS)}, arm {number} of {len(alive)}: {arm.name}"
                 + (f", {left / 60:.0f} min left in this rung" if left else "")
             )
-            before = folder / f"rung-{rung - 1}" if rung else start(arm, settings, folder)
+            before: Path | None = folder / f"rung-{rung - 1}"
+            if not rung:
+                before = start(arm, settings, photos.train, folder)
             with clock("training"):
                 recipe = arm.recipe(settings, count, before)
                 if not train_tokenizer(recipe, folder / f"rung-{rung}", out / "photos"):
@@ -248,7 +252,7 @@ def train_arms(
     return True
 
 
-def start(arm: Arm, settings: Settings, folder: Path) -> Path | None:
+def start(arm: Arm, settings: Settings, photos: Store, folder: Path) -> Path | None:
     """Where an arm's weights start: a folder, or None for new ones."""
     if settings.init == "none":
         return None
@@ -258,7 +262,7 @@ def start(arm: Arm, settings: Settings, folder: Path) -> Path | None:
         if not isinstance(source.config, TokenizerConfig):
             raise UserError(f"{settings.init}: of diffusers; --init takes a tokenizer of softvq")
         config = arm.recipe(settings, 1000, None).model
-        starting_point(config, source, settings.seed).save_pretrained(made)
+        starting_point(config, source, photos.images, settings.seed).save_pretrained(made)
     return made
 
 

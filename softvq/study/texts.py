@@ -772,9 +772,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "limits.start": (
         "Every configuration starts from one trained tokenizer ({init}), cut or stretched to its "
-        "shape, so configurations near that shape have a head start.",
+        "shape, so configurations near that shape have a head start. Those with more tokens than "
+        "it may not have learned to use them yet: equal figures do not show that they are useless.",
         "各構成は、学習済みの同じトークナイザー（{init}）を各構成の形状に合わせて変形したものから"
-        "学習を始めます。そのため、これに近い構成ほど有利になります。",
+        "学習を始めます。そのため、これに近い構成ほど有利になります。また、トークン数がこれより多い構成は、"
+        "増えたトークンの使い方をまだ十分に学習していない可能性があり、結果に差がないことは、"
+        "トークンを増やす効果がないことを意味しません。",
     ),
     "limits.held_out": (
         "{val:held-out photo|held-out photos} in {groups:independent group|independent groups} "
