@@ -62,15 +62,15 @@ def test_the_hopeless_stop():
     noise = np.random.default_rng(1).normal(0, 0.2, 40)
     quality = {cheap.name: base + 1, dear.name: base + noise, wide.name: base + 3}
 
-    stopped = hopeless(dear, [cheap, dear, wide], quality, groups, 0.9)
+    stopped = hopeless(dear, [cheap, dear, wide], quality, groups)
     assert stopped is not None and stopped[0] == wide and stopped[1] == pytest.approx(3, abs=0.1)
     # The wide one is better, but has more numbers; the dear one has more tokens.
-    assert hopeless(cheap, [cheap, dear, wide], quality, groups, 0.9) is None
+    assert hopeless(cheap, [cheap, dear, wide], quality, groups) is None
     # Better by less than the margin, or by chance, is not enough.
     close = quality | {cheap.name: base + 0.9 * MARGIN_DB, dear.name: base}
-    assert hopeless(dear, [cheap, dear], close, groups, 0.9) is None
+    assert hopeless(dear, [cheap, dear], close, groups) is None
     lucky = quality | {cheap.name: base + np.where(np.arange(40) == 0, 40, 0), dear.name: base}
-    assert hopeless(dear, [cheap, dear], lucky, groups, 0.9) is None
+    assert hopeless(dear, [cheap, dear], lucky, groups) is None
 
 
 def test_the_cost_of_a_generator_falls_with_the_tokens():

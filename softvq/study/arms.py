@@ -148,7 +148,6 @@ def hopeless(
     others: Sequence[Arm],
     psnr: dict[str, np.ndarray],
     groups: list[str],
-    confidence: float,
 ) -> tuple[Arm, float] | None:
     """The arm that shows this one to be hopeless, and by how many dB; None while there is hope.
 
@@ -160,7 +159,7 @@ def hopeless(
         cheaper = other.tokens <= arm.tokens and other.floats <= arm.floats
         if other == arm or not cheaper:
             continue
-        gap = mean(psnr[other.name] - psnr[arm.name], groups, confidence)
+        gap = mean(psnr[other.name] - psnr[arm.name], groups)
         if gap is not None and gap.low is not None and gap.low > MARGIN_DB:
             found.append((gap.value, other))
     if not found:

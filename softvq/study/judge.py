@@ -139,7 +139,7 @@ def judge(ground: Ground, rebuilt: np.ndarray) -> Figures:
     the user's metrics do.
     """
     photos, seen, everywhere = ground.photos, ground.see(rebuilt), _all(ground)
-    psnr = _psnr(ground.originals, rebuilt)
+    psnr = bounded_psnr(ground.originals, rebuilt)
     ssim = _in_batches(ssim_per_image, ground.originals, rebuilt)
     contrast, inside = _contrast(ground, rebuilt), _psnr_inside(ground, rebuilt)
 
@@ -215,7 +215,7 @@ def brief(ground: Ground, inputs: np.ndarray, rebuilt: np.ndarray) -> Figures:
     everywhere = _all(ground)
     recognised = _recognised(ground, ground.see(rebuilt), everywhere)
     return {
-        "psnr": ground.mean(_psnr(inputs, rebuilt), everywhere),
+        "psnr": ground.mean(bounded_psnr(inputs, rebuilt), everywhere),
         "accuracy": recognised["accuracy"],
         "defect_kept": recognised["defect_kept"],
         "contrast_kept": ground.mean(_contrast(ground, rebuilt), ground.region_photos),
@@ -341,7 +341,8 @@ def _in_batches(measure: Callable[..., np.ndarray], a: np.ndarray, b: np.ndarray
     return np.concatenate([measure(a[i : i + BATCH], b[i : i + BATCH]) for i in starts])
 
 
-def _psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def bounded_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """PSNR of each pair, [N], at most MOST_DB."""
     return np.minimum(_in_batches(psnr_per_image, a, b), MOST_DB)
 
 

@@ -28,7 +28,6 @@ from softvq import __version__, images
 from softvq.data import Store
 from softvq.errors import UserError
 from softvq.evaluate.cost import throughput
-from softvq.evaluate.pixels import psnr_per_image
 from softvq.io import write_atomically
 from softvq.pipeline import load_tokenizer
 from softvq.study.arms import Arm, Settings, cost, hopeless, make_arms
@@ -36,7 +35,7 @@ from softvq.study.baselines import BASELINES, coded
 from softvq.study.criteria import Criteria, default_criteria, load_criteria, recommend
 from softvq.study.data import Inspection, drop_leaks, look_at, refuse
 from softvq.study.detector import Detector, train_detector
-from softvq.study.judge import Ground, brief, judge, look
+from softvq.study.judge import Ground, bounded_psnr, brief, judge, look
 from softvq.study.regions import find_regions
 from softvq.study.report import write_reports
 from softvq.study.robustness import CORRUPTIONS
@@ -235,21 +234,25 @@ def train_arms(
                     return False
             tokenizer = Tokenizer.from_pretrained(folder / f"rung-{rung}")
             save_array(folder / f"rebuilt-{rung}.npy", rebuild(tokenizer, ground.originals))
-        quality = {
-            arm.name: psnr_per_image(ground.originals, rebuilt(out, arm, rung)) for arm in alive
-        }
-        stopped = {
-            arm.name: {"by": found[0].name, "gap_db": found[1], "rung": rung}
-            for arm in alive
-            if rung < len(RUNGS) - 1
-            and (found := hopeless(arm, alive, quality, ground.groups, ground.confidence))
-        }
-        plan["rungs"][rung]["stopped"] = stopped
-        save_json(plan_file, plan)
-        if stopped:
-            print(f"no hope for {', '.join(stopped)}: another is better with no more tokens")
-        alive = [arm for arm in alive if arm.name not in stopped]
+        if "stopped" not in plan["rungs"][rung]:
+            last = rung == len(RUNGS) - 1
+            plan["rungs"][rung]["stopped"] = {} if last else stop(alive, ground, out, rung)
+            save_json(plan_file, plan)
+        alive = [arm for arm in alive if arm.name not in plan["rungs"][rung]["stopped"]]
     return True
+
+
+def stop(alive: list[Arm], ground: Ground, out: Path, rung: int) -> dict[str, Any]:
+    """The arms without hope after a rung, and by which other each is beaten, and by how much."""
+    quality = {arm.name: bounded_psnr(ground.originals, rebuilt(out, arm, rung)) for arm in alive}
+    stopped = {
+        arm.name: {"by": found[0].name, "gap_db": found[1], "rung": rung}
+        for arm in alive
+        if (found := hopeless(arm, alive, quality, ground.groups))
+    }
+    if stopped:
+        print(f"no hope for {', '.join(stopped)}: another is better with no more tokens")
+    return stopped
 
 
 def start(arm: Arm, settings: Settings, photos: Store, folder: Path) -> Path | None:
