@@ -36,7 +36,7 @@ from softvq.study.criteria import Criteria, default_criteria, load_criteria, rec
 from softvq.study.data import Inspection, drop_leaks, look_at, refuse
 from softvq.study.detector import Detector, train_detector
 from softvq.study.judge import Ground, bounded_psnr, brief, judge, look
-from softvq.study.regions import find_regions
+from softvq.study.regions import Region, find_regions
 from softvq.study.report import write_reports
 from softvq.study.robustness import CORRUPTIONS
 from softvq.study.start import starting_point
@@ -80,12 +80,20 @@ def run_study(
     arms = make_arms(settings)
     for arm in arms:
         arm.recipe(settings, 1, None)
+    source = open_source(settings)
     clock = Clock(out)
     with clock("data"):
-        photos = open_photos(settings, evidence, out)  # a refused one may come with other options
+        photos = open_photos(settings, evidence, out)
+        taught, judged = (
+            open_regions(part, photos.normal, settings, evidence)
+            for part in (photos.train, photos.val)
+        )
+        for metric in required.metrics.values():  # a broken one fails before hours of training
+            metric(np.array(photos.val.images), np.array(photos.val.images), photos.val.names)
+        # Only now: what was refused may come again with other options.
         claim(out, json.dumps({"study": asdict(settings) | asdict(evidence)}, indent=1) + "\n")
-        ground = stand_on(photos, settings, evidence, required, out)
-    if not train_arms(arms, settings, photos, ground, out, clock):
+        ground = stand_on(photos, taught, judged, settings, required, out)
+    if not train_arms(arms, settings, source, photos, ground, out, clock):
         return False
     with clock("measuring"):
         results = measure(arms, settings, evidence, photos, ground, required, out)
@@ -140,22 +148,33 @@ def open_photos(settings: Settings, evidence: Evidence, out: Path) -> Inspection
     return found
 
 
+def open_regions(
+    photos: Store, normal: list[str], settings: Settings, evidence: Evidence
+) -> list[Region]:
+    """What is marked on the photos. Raises UserError."""
+    defects = set(photos.classes) - set(normal)
+    return find_regions(
+        photos,
+        Path(settings.data),
+        None if evidence.masks is None else Path(evidence.masks),
+        None if evidence.boxes is None else Path(evidence.boxes),
+        defects if normal else None,
+        settings.fit,
+    )
+
+
 def stand_on(
-    photos: Inspection, settings: Settings, evidence: Evidence, required: Criteria, out: Path
+    photos: Inspection,
+    taught: list[Region],
+    judged: list[Region],
+    settings: Settings,
+    required: Criteria,
+    out: Path,
 ) -> Ground:
-    """What arms are judged on, with a detector trained on the originals if there are classes."""
+    """What arms are judged on, with a detector trained on the originals if there are classes.
 
-    def regions(store: Store) -> list[Any]:
-        defects = set(store.classes) - set(photos.normal)
-        return find_regions(
-            store,
-            Path(settings.data),
-            None if evidence.masks is None else Path(evidence.masks),
-            None if evidence.boxes is None else Path(evidence.boxes),
-            defects if photos.normal else None,
-            settings.fit,
-        )
-
+    ``taught``, ``judged``: the regions of the training and of the held-out photos.
+    """
     originals = np.array(photos.val.images)
     folder = out / "detector"
     detector = None
@@ -163,20 +182,18 @@ def stand_on(
         if not (folder / "config.json").is_file():
             print("training the detector on originals")
             masks = np.zeros((len(photos.train), *settings.size), bool)
-            for region in regions(photos.train):
+            for region in taught:
                 masks[region.photo] |= region.mask
             train_detector(photos.train, masks, photos.normal, settings.seed).save_pretrained(
                 folder
             )
         detector = Detector.from_pretrained(folder)
-    for metric in required.metrics.values():  # a broken one fails before hours of training
-        metric(originals, originals, photos.val.names)
     return Ground(
         photos.val,
         originals,
         detector,
         photos.val_groups,
-        regions(photos.val),
+        judged,
         set(photos.normal),
         photos.subgroups,
         required.confidence,
@@ -198,7 +215,13 @@ def rebuild(tokenizer: Tokenizer, pictures: np.ndarray) -> np.ndarray:
 
 
 def train_arms(
-    arms: list[Arm], settings: Settings, photos: Inspection, ground: Ground, out: Path, clock: Clock
+    arms: list[Arm],
+    settings: Settings,
+    source: Tokenizer | None,
+    photos: Inspection,
+    ground: Ground,
+    out: Path,
+    clock: Clock,
 ) -> bool:
     """Train every arm in rungs; ``out``/plan.json says what was decided. False if stopped."""
     plan_file = out / "plan.json"
@@ -227,7 +250,7 @@ def train_arms(
             )
             before: Path | None = folder / f"rung-{rung - 1}"
             if not rung:
-                before = start(arm, settings, photos.train, folder)
+                before = start(arm, settings, source, photos.train, folder)
             with clock("training"):
                 recipe = arm.recipe(settings, count, before)
                 if not train_tokenizer(recipe, folder / f"rung-{rung}", out / "photos"):
@@ -255,15 +278,24 @@ def stop(alive: list[Arm], ground: Ground, out: Path, rung: int) -> dict[str, An
     return stopped
 
 
-def start(arm: Arm, settings: Settings, photos: Store, folder: Path) -> Path | None:
-    """Where an arm's weights start: a folder, or None for new ones."""
+def open_source(settings: Settings) -> Tokenizer | None:
+    """The tokenizer that arms start from, None for none. Raises UserError."""
     if settings.init == "none":
+        return None
+    source = load_tokenizer(settings.init)
+    if not isinstance(source.config, TokenizerConfig) or source.config.network != "vit":
+        raise UserError(f"{settings.init}: no vit of softvq; --init takes a directory of one")
+    return source
+
+
+def start(
+    arm: Arm, settings: Settings, source: Tokenizer | None, photos: Store, folder: Path
+) -> Path | None:
+    """Where an arm's weights start: a folder, or None for new ones."""
+    if source is None:
         return None
     made = folder / "start"
     if not (made / "config.json").is_file():
-        source = load_tokenizer(settings.init)
-        if not isinstance(source.config, TokenizerConfig):
-            raise UserError(f"{settings.init}: of diffusers; --init takes a tokenizer of softvq")
         config = arm.recipe(settings, 1000, None).model
         starting_point(config, source, photos.images, settings.seed).save_pretrained(made)
     return made
