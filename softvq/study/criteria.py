@@ -13,6 +13,7 @@ import yaml
 from softvq.errors import UserError
 from softvq.io import unknown_key
 from softvq.study.custom import Metric, open_metric
+from softvq.study.intervals import CONFIDENCE
 
 METRICS = (
     "psnr",
@@ -91,7 +92,7 @@ def load_criteria(path: str | Path | None) -> Criteria:
     Raises UserError for a missing or malformed file, an unknown key or metric.
     """
     if path is None:
-        return Criteria(0.9, (), {})
+        return Criteria(CONFIDENCE, (), {})
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; --criteria takes a YAML file")
@@ -104,7 +105,7 @@ def load_criteria(path: str | Path | None) -> Criteria:
     for key in said:
         if key not in KEYS:
             raise unknown_key(str(key), list(KEYS), str(path))
-    confidence = said.get("confidence", 0.9)
+    confidence = said.get("confidence", CONFIDENCE)
     if not isinstance(confidence, float) or not 0 < confidence < 1:
         raise UserError(f"{path}: confidence {confidence} is not a number between 0 and 1")
     for name in said.get("metrics") or {}:
