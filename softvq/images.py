@@ -3,21 +3,21 @@
 The only module that knows pixel ranges: files hold 0..255, models see float32 in [-1, 1].
 """
 
+import contextlib
+import ctypes
 import os
 import re
+import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from softvq.errors import UserError
-
-# Pillow warns about large pictures and odd metadata. Both end here as a decoded picture or as a
-# BadImage with a reason, never as a line on stderr. Set once for the process: changing warning
-# filters around each call is not safe with several decoding threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+from softvq.errors import SoftVQWarning, UserError
 
 # Only decoders of raster photos. A PostScript file named photo.jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -37,6 +37,13 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+STRIP = 1 << 20  # pixels converted at a time: a large photo is not held three times over
+AT_ONCE = 100_000_000  # pixels being decoded by all threads together; a larger photo goes alone
+MOST_12_BIT = 4095
+SLACK = 1e-3  # beyond [-1, 1], by rounding
+
+Picture = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike[str]
+
 
 class BadImage(Exception):
     """A file that cannot be used as a photo: ``path`` and a short human ``reason``."""
@@ -52,28 +59,53 @@ def load(path: str | Path, min_side: int = 8, max_pixels: int = 100_000_000) -> 
 
     EXIF rotation is applied; alpha is laid on white; 16-bit grey is scaled, not clipped; CMYK is
     converted (colour profiles are ignored); of an animation the first frame is taken. The size is
-    checked in the header, before any pixel is decoded.
+    checked in the header, before any pixel is decoded. 16-bit grey whose brightest pixel is 4095
+    or less is taken for the 12 bits of a camera, and scaled by 4095, with a SoftVQWarning.
 
-    Raises BadImage, and nothing else, for a file that is missing, damaged, not an image, smaller
-    than ``min_side`` on a side, or larger than ``max_pixels`` (or than Pillow's own limit, 179 MP).
+    Raises BadImage, and nothing else, for a file that is missing, unreadable, damaged, not an
+    image, smaller than ``min_side`` on a side, or larger than ``max_pixels`` (or than Pillow's own
+    limit, 179 MP).
     """
-    path = Path(path)
+    with _decoded(Path(path), min_side, max_pixels) as image:
+        return _to_rgb(_upright(image))
+
+
+def load_mask(path: str | Path, max_pixels: int = 100_000_000) -> np.ndarray:
+    """Decode a mask: bool [H, W], upright, true where a pixel is not black, however dark.
+
+    Raises BadImage as :func:`load` does.
+    """
+    with _decoded(Path(path), 1, max_pixels) as image:
+        image = _upright(image)
+        if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+            return np.asarray(image) != 0
+        return np.asarray(_to_rgb(image)).any(axis=2)
+
+
+@contextlib.contextmanager
+def _decoded(path: Path, min_side: int, max_pixels: int) -> Iterator[Image.Image]:
+    """The photo in ``path`` with all its pixels, as it is stored. Raises BadImage as ``load``."""
     try:
         # is_file is also false for a named pipe, which would block for ever when opened.
         if not path.is_file():
             raise BadImage(path, "not a file" if path.exists() else "no such file")
         if path.stat().st_size == 0:
             raise BadImage(path, "empty file")
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        with (
+            _quiet(),
+            open(path, "rb") as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(path, _bomb(width * height, max_pixels))
             if min(width, height) < min_side:
                 raise BadImage(path, f"too small: {width}x{height} pixels, minimum {min_side}")
-            image.load()
-            if image.format == "PNG" and not _png_ends(path.read_bytes()):
-                raise BadImage(path, "truncated: no end mark")
-            return _to_rgb(_upright(image))
+            with _ROOM.taken(width * height):
+                image.load()
+                if image.format == "PNG" and not _png_ends(path.read_bytes()):
+                    raise BadImage(path, "truncated: no end mark")
+                yield image
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -81,12 +113,88 @@ def load(path: str | Path, min_side: int = 8, max_pixels: int = 100_000_000) -> 
     except Image.DecompressionBombError as error:
         pixels = int(re.findall(r"\d+", str(error))[0])
         raise BadImage(path, _bomb(pixels, max_pixels)) from None
+    except MemoryError:
+        raise BadImage(path, "takes more memory than there is") from None
     # Damaged bytes surface in Pillow as OSError, ValueError, SyntaxError, struct.error, KeyError,
-    # OverflowError, MemoryError and more, so the list is open.
+    # OverflowError and more, so the list is open.
     except Exception as error:  # noqa: BLE001
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Pillow
+            raise BadImage(path, f"cannot be read: {error.strerror}") from None
         text = " ".join(str(error).split()) or type(error).__name__
         reason = "truncated" if "truncated" in text.lower() else f"damaged: {text}"
         raise BadImage(path, reason) from None
+
+
+class _Room:
+    """So many pixels are decoded at a time, whatever the number of threads."""
+
+    def __init__(self, pixels: int):
+        self.pixels, self.used, self.changed = pixels, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait for the room, or until nobody else has any."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + pixels <= self.pixels)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+_ROOM = _Room(AT_ONCE)
+
+
+class _Quiet:
+    """While a photo is open, Pillow's warnings about large pictures and odd metadata are ignored.
+
+    Both end as a decoded picture or as a BadImage with a reason. One filter serves all decoding
+    threads, from the first that comes to the last that goes: ``warnings.catch_warnings`` in each
+    would put back what another one had changed. Outside the process's filters are untouched.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.filter: Any = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                warnings.filters.insert(0, self.filter)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    with contextlib.suppress(ValueError):  # another's catch_warnings took it away
+                        warnings.filters.remove(self.filter)  # type: ignore[attr-defined]
+
+
+_quiet = _Quiet()
+
+
+def _silence_libtiff() -> None:
+    """Tell libtiff, which writes straight to stderr, to say nothing: Pillow raises all the same.
+
+    Where it is built into Pillow's own file, it cannot be reached, and goes on talking.
+    """
+    from PIL import _imaging
+
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)  # looks into what it is linked with, too
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setter = getattr(library, name)
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
+_silence_libtiff()
 
 
 def _bomb(pixels: int, limit: int) -> str:
@@ -104,7 +212,7 @@ def _png_ends(data: bytes) -> bool:
 
 def upright_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of a good photo as :func:`load` gives it, from its header."""
-    with Image.open(path, formats=FORMATS) as image:
+    with _quiet(), Image.open(path, formats=FORMATS) as image:
         # Pillow itself turns a TIFF, and states the upright size before.
         turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -125,20 +233,56 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to 8-bit RGB. Raises ValueError for pixels of an unknown range."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    most = 255
     if image.mode.startswith("I"):  # I;16 and its byte orders, and I (32 bits)
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
+        low, high = _extremes(image)
+        if low < 0 or high > 65535:
             raise ValueError("32-bit pixels outside 0..65535, scale unknown")
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        grey = np.asarray(image)
-        if not (grey.min() >= 0 and grey.max() <= 1):  # also catches NaN
+        most = 65535 if high > MOST_12_BIT else MOST_12_BIT
+        if high and most == MOST_12_BIT:
+            # No path: the line is then said once, and not for each of ten thousand photos.
+            warnings.warn(
+                f"photos of 16 bits whose brightest pixel is {MOST_12_BIT} or less are taken for "
+                "12-bit ones; if they are just dark, save them as 8 bits",
+                SoftVQWarning,
+                stacklevel=2,
+            )
+    elif image.mode == "F":
+        low, high = _extremes(image)
+        if not (low >= 0 and high <= 1):  # also catches NaN
             raise ValueError("float pixels outside 0..1, scale unknown")
-        return Image.fromarray(np.rint(grey * 255).astype(np.uint8)).convert("RGB")
+    whole = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        whole.paste(_strip_to_rgb(strip, most), (0, top))
+    return whole
+
+
+def _strip_to_rgb(image: Image.Image, most: int) -> Image.Image:
+    """A part of a picture to RGB; ``most`` is white in a picture of integers."""
+    if image.mode.startswith("I"):
+        levels = (np.asarray(image).astype(np.int64) * 255 + most // 2) // most
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(np.rint(np.asarray(image) * 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in parts of whole rows, each with the row that it begins at."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    """The smallest and the largest pixel; NaN if there is one."""
+    ends = [(x.min(), x.max()) for x in (np.asarray(strip) for _, strip in _strips(image))]
+    return float(np.min(ends)), float(np.max(ends))
 
 
 def fit(image: Image.Image, size: tuple[int, int], mode: str = "crop") -> Image.Image:
@@ -163,6 +307,84 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1], a fresh contiguous tensor."""
     planes = np.moveaxis(array, -1, -3).astype(np.float32, order="C")
     return torch.from_numpy(planes).div_(127.5).sub_(1)
+
+
+def as_tensor(pictures: Picture | Sequence[Picture]) -> torch.Tensor:
+    """Pictures as users have them -> float32 [B, 3, H, W] in [-1, 1], as models see them.
+
+    One picture or a sequence of pictures of one size, each of them
+
+    - a path, decoded as by :func:`load`, or a PIL image of any mode
+    - a NumPy array [H, W, 3] or [B, H, W, 3], uint8, or floats in [-1, 1]
+    - a tensor [3, H, W] or [B, 3, H, W], uint8, or floats in [-1, 1]; it stays on its device
+
+    Raises UserError for pixels that are not finite or beyond [-1, 1] (such as floats of 0..255),
+    for other shapes and types, for different sizes, for no picture, and for a damaged file.
+    """
+    if not isinstance(pictures, (list, tuple)):
+        return _as_tensor(pictures)
+    if not pictures:
+        raise UserError("no picture given; give one or more")
+    parts = [_as_tensor(picture) for picture in pictures]
+    sizes = sorted({tuple(part.shape[2:]) for part in parts})
+    if len(sizes) > 1:
+        raise UserError(
+            f"pictures of different sizes, such as {sizes[0]} and {sizes[1]} (height, width); "
+            "fit them to one size, as softvq.images.fit does"
+        )
+    return torch.cat(parts)
+
+
+def _as_tensor(picture: Any) -> torch.Tensor:
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            picture = load(Path(picture))
+        except BadImage as bad:
+            raise UserError(str(bad)) from None
+    if isinstance(picture, Image.Image):
+        try:
+            picture = np.asarray(_to_rgb(_upright(picture)))
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # of pixels read only now, too
+            raise UserError(f"PIL image of mode {picture.mode}: {error}") from None
+    if isinstance(picture, np.ndarray):
+        want, last = "[H, W, 3] or [B, H, W, 3]", -1
+    elif isinstance(picture, torch.Tensor):
+        want, last = "[3, H, W] or [B, 3, H, W]", -3
+    else:
+        raise UserError(
+            f"a {type(picture).__name__} is no picture; give a path, a PIL image, an array "
+            "[H, W, 3] or a tensor [3, H, W]"
+        )
+    kind = "array" if isinstance(picture, np.ndarray) else "tensor"
+    shape = list(picture.shape)
+    if len(shape) not in (3, 4) or shape[last] != 3 or 0 in shape:
+        raise UserError(f"{kind} of shape {shape}; give {want}, 3 for red, green, blue")
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 and picture.dtype.kind != "f":
+            raise UserError(f"array of {picture.dtype}; give uint8, or floats in [-1, 1]")
+        # A copy: the array may be read-only, of another byte order, or with negative strides.
+        kept = np.uint8 if picture.dtype == np.uint8 else np.float32
+        tensor = torch.from_numpy(np.moveaxis(picture, -1, -3).astype(kept, order="C"))
+    else:
+        tensor = picture
+    if len(shape) == 3:
+        tensor = tensor[None]
+    if tensor.dtype == torch.uint8:
+        return tensor.float().div_(127.5).sub_(1)
+    if not tensor.is_floating_point():
+        raise UserError(f"{kind} of {tensor.dtype}; give uint8, or floats in [-1, 1]")
+    tensor = tensor.float()
+    low, high = tensor.min().item(), tensor.max().item()  # NaN if there is one
+    if not (low >= -1 - SLACK and high <= 1 + SLACK):
+        raise UserError(
+            f"{kind} of floats from {low:.4g} to {high:.4g}; floats are in [-1, 1]: of levels "
+            "0..255 make x / 127.5 - 1, or give uint8"
+        )
+    return tensor
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -209,20 +431,32 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     os.replace(partial, path)
 
 
-def png_paths(names: list[str], out: str | Path) -> list[Path]:
+def png_paths(names: Sequence[str], out: str | Path) -> list[Path]:
     """Where the picture of each name goes: under its own name, as PNG; never outside ``out``.
 
-    Raises UserError for a name that points outside.
+    No two are the same, nor differ in capitals alone, which some systems take for the same:
+    a.jpg, a.png and a.png once more become a.png, a.png.png and a-2.png.
+
+    Raises UserError for a name that points outside, or that no file can have.
     """
-    taken: set[PurePosixPath] = set()
+    taken: dict[str, int] = {}  # and how often each was wanted
     paths = []
     for name in names:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or Path(name).drive:
             raise UserError(f"the name {name!r} points outside of {out}; rename the photo")
-        target = path.with_suffix(".png")
-        if target in taken:  # a.jpg and a.png
+        if not path.name or "\0" in name:
+            raise UserError(f"the name {name!r} is no file name; rename the photo")
+        first = target = path.with_suffix(".png")
+        if _key(target) in taken:
             target = path.with_name(path.name + ".png")
-        taken.add(target)
+        while _key(target) in taken:
+            taken[_key(first)] += 1
+            target = path.with_name(f"{path.stem}-{taken[_key(first)]}.png")
+        taken[_key(target)] = 1
         paths.append(Path(out, target))
     return paths
+
+
+def _key(path: PurePosixPath) -> str:
+    return str(path).casefold()

@@ -4,6 +4,8 @@ import io
 import struct
 import subprocess
 import sys
+import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -13,10 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from softvq import images
-
-# pytest resets the warning filters, so Pillow's warnings are silenced here once more;
-# test_no_warning_reaches_stderr checks the real thing in a fresh process.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+from softvq.errors import SoftVQWarning, UserError
 
 HEIGHT, WIDTH = 48, 64
 
@@ -313,3 +312,229 @@ def test_save_png_replaces_whole_files(tmp_path):
         images.save_png(image, path)
         np.testing.assert_array_equal(images.load(path), image)
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_png_paths_gives_every_picture_its_own():
+    names = ["a/x.jpg", "a/x.png", "a/x.png", "b/x.jpg", "a/x.jpg", "a/X.JPG", "a/x-2.jpg", "y"]
+    paths = images.png_paths(names * 3, "out")
+    assert len({str(path).lower() for path in paths}) == len(paths)
+    assert [str(path) for path in paths[:5]] == [
+        f"out/{name}" for name in ("a/x.png", "a/x.png.png", "a/x-2.png", "b/x.png", "a/x.jpg.png")
+    ]
+    assert all(path.parent.name == name[0] for path, name in zip(paths[:7], names, strict=False))
+    assert len(set(images.png_paths(["same.png"] * 20_000, "out"))) == 20_000
+
+
+@pytest.mark.parametrize("name", ["/a.png", "../a.png", "a/../../b.png", "", ".", "a\0b"])
+def test_png_paths_refuses_what_is_no_name_below_out(name):
+    with pytest.raises(UserError, match="rename the photo"):
+        images.png_paths(["fine.png", name], "out")
+
+
+# Pictures from Python
+
+
+def test_as_tensor_takes_every_kind_of_picture(tmp_path):
+    picture().save(tmp_path / "a.png")
+    levels = np.asarray(picture())
+    expected = torch.from_numpy(levels.transpose(2, 0, 1) / 127.5 - 1).float()[None]
+    chw = torch.from_numpy(levels.transpose(2, 0, 1).copy())
+    floats = levels.astype(np.float64) / 127.5 - 1
+    for given in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        picture(),
+        picture().convert("RGBA"),
+        levels,
+        levels[None],
+        levels[::-1][::-1],
+        floats,
+        floats.astype(">f4"),
+        chw,
+        chw[None],
+        expected[0],
+        expected.double(),
+    ):
+        result = images.as_tensor(given)
+        assert result.shape == (1, 3, HEIGHT, WIDTH) and result.dtype == torch.float32
+        torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+    mixed = images.as_tensor([picture(), levels, expected.expand(3, -1, -1, -1), chw])
+    torch.testing.assert_close(mixed, expected.expand(6, -1, -1, -1), atol=1e-6, rtol=0)
+    grey = images.as_tensor(picture().convert("L"))
+    assert grey.shape == expected.shape and grey[:, 0].equal(grey[:, 2])
+    exif = Image.Exif()
+    exif[images.ORIENTATION_TAG] = 6
+    picture().save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert images.as_tensor(turned).shape == (1, 3, WIDTH, HEIGHT)
+
+
+NAN = np.full((8, 8, 3), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.full((8, 8, 3), 200.0), r"floats from 200 to 200; .*x / 127.5 - 1"),
+        (NAN, "floats from nan"),
+        (torch.from_numpy(NAN).permute(2, 0, 1), "floats from nan"),
+        (torch.full((3, 8, 8), -torch.inf), "floats from -inf"),
+        (np.zeros((3, 8, 8), np.uint8), r"array of shape \[3, 8, 8\]; give \[H, W, 3\]"),
+        (torch.zeros(8, 8, 3), r"tensor of shape \[8, 8, 3\]; give \[3, H, W\]"),
+        (np.zeros((8, 8), np.uint8), "array of shape"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "array of shape"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "tensor of torch.int64"),
+        (np.zeros((8, 8, 3), np.int32), "array of int32"),
+        (np.zeros((8, 8, 3), bool), "array of bool"),
+        ([], "no picture given"),
+        ([picture(), picture(8, 9)], r"different sizes, such as \(8, 9\) and \(48, 64\)"),
+        (7, "a int is no picture"),
+        ("nowhere.png", "nowhere.png: no such file"),
+        (Image.fromarray(np.full((8, 8), 7, np.float32)), "mode F: float pixels outside 0..1"),
+    ],
+)
+def test_as_tensor_refuses_in_one_line(given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        images.as_tensor(given)
+    assert "\n" not in str(caught.value)
+
+
+# Odd depths, memory, and what others print
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_twelve_bits_in_sixteen_are_scaled_and_said(tmp_path, kind):
+    values = np.linspace(0, 4095, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+    with pytest.warns(SoftVQWarning, match="12-bit"):
+        result = loaded(tmp_path, encoded(Image.fromarray(values), kind))
+    np.testing.assert_array_equal(result[..., 0], np.rint(values / 4095 * 255))
+    values[0, 0] = 4096  # now they are sixteen
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SoftVQWarning)
+        result = loaded(tmp_path, encoded(Image.fromarray(values), kind))
+        assert (loaded(tmp_path, encoded(Image.fromarray(0 * values), kind)) == 0).all()
+    np.testing.assert_array_equal(result[..., 0], np.rint(values / 257))
+
+
+@pytest.mark.parametrize(
+    "mode", ["L", "RGB", "RGBA", "LA", "P", "PA", "1", "CMYK", "I", "I;16", "F"]
+)
+def test_strips_give_what_the_whole_gives(mode, monkeypatch):
+    random = np.random.default_rng(0)
+    if mode in ("I", "I;16", "F"):
+        kind = {"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]
+        most = 1 if mode == "F" else 65535
+        image = Image.fromarray((random.random((50, 30)) * most).astype(kind))
+    else:
+        image = Image.fromarray(random.integers(0, 256, (50, 30, 4), np.uint8)).convert("RGBA")
+        image = image.convert("RGB").convert(mode) if mode in ("P", "CMYK") else image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    assert image.mode == mode
+    whole = np.asarray(images._to_rgb(image))
+    monkeypatch.setattr(images, "STRIP", 70)  # two rows
+    np.testing.assert_array_equal(images._to_rgb(image), whole)
+
+
+def test_a_mask_is_inside_where_it_is_not_black_however_dark(tmp_path):
+    inside = np.eye(16, dtype=bool)
+    for i, kind in enumerate((np.uint8, np.uint16, np.int32, np.float32, bool)):
+        Image.fromarray(inside.astype(kind)).save(tmp_path / f"{i}.tif")
+        np.testing.assert_array_equal(images.load_mask(tmp_path / f"{i}.tif"), inside)
+    indexed = Image.fromarray(inside.astype(np.uint8), "P")
+    indexed.putpalette([0, 0, 0, 0, 128, 0])
+    indexed.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(images.load_mask(tmp_path / "p.png"), inside)
+    with pytest.raises(images.BadImage, match="no such file"):
+        images.load_mask(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("name", sorted(images.FORMATS))
+def test_a_loaded_photo_needs_its_file_no_more(tmp_path, name):
+    path = tmp_path / "photo"
+    picture().save(path, name)
+    image = images.load(path)
+    path.unlink()
+    image.save(tmp_path / "copy.png")
+    np.testing.assert_array_equal(images.load(tmp_path / "copy.png"), image)
+    assert image.copy().resize((9, 9)).size == (9, 9)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(images, "open", refused, raising=False)
+    with pytest.raises(images.BadImage, match="cannot be read: Permission denied") as caught:
+        images.load(tmp_path / "a.png")
+    assert "damaged" not in caught.value.reason
+
+
+def test_warning_filters_of_the_process_stay_as_they_are(tmp_path):
+    (tmp_path / "big.png").write_bytes(bomb(9500, 10000))
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow's own warning would be raised, and end as a reason
+        inside = list(warnings.filters)
+        refused = []
+
+        def decode():
+            with pytest.raises(images.BadImage) as caught:
+                images.load(tmp_path / "big.png")
+            refused.append(caught.value.reason)
+
+        threads = [threading.Thread(target=decode) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert warnings.filters == inside
+    assert warnings.filters == before
+    assert len(refused) == 4 and not any("bomb" in reason for reason in refused)
+
+
+def test_libtiff_prints_nothing_on_damaged_files(tmp_path):
+    call = (
+        "import sys; from pathlib import Path; from softvq import images\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try: images.load(path)\n"
+        "    except images.BadImage: pass"
+    )
+    rng = np.random.default_rng(0)
+    for compression in ("tiff_lzw", "tiff_deflate", "jpeg"):
+        whole = encoded(picture(), "TIFF", compression=compression)
+        for i in range(40):
+            content = bytearray(whole)
+            content[rng.integers(len(content))] = rng.integers(256)
+            (tmp_path / f"{compression}{i}.tif").write_bytes(content)
+    command = [sys.executable, "-c", call, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_large_photos_of_many_threads_take_turns(tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_ROOM", images._Room(2 * HEIGHT * WIDTH))
+    at_once, most = [0], [0]
+    to_rgb, lock = images._to_rgb, threading.Lock()
+
+    def slow(image):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        threading.Event().wait(0.02)
+        with lock:
+            at_once[0] -= 1
+        return to_rgb(image)
+
+    monkeypatch.setattr(images, "_to_rgb", slow)
+    threads = [threading.Thread(target=images.load, args=(tmp_path / "a.png",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 2
+    monkeypatch.setattr(images, "_ROOM", images._Room(1))  # too large for any: alone
+    assert images.load(tmp_path / "a.png").size == (WIDTH, HEIGHT)
