@@ -24,9 +24,9 @@ from tqdm import tqdm
 from softvq import images
 from softvq.errors import UserError
 from softvq.generator.families import family_of
-from softvq.io import save_tensors
+from softvq.io import check_finite, save_tensors
 from softvq.npz import NpzImages
-from softvq.pipeline import Pipeline, check_finite
+from softvq.pipeline import Pipeline
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import TokenSet, claim_folder, digest, fingerprint, shard_name
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from softvq.errors import SoftVQWarning, UserError
+from softvq.io import replacing
 
 # Only decoders of raster photos. A PostScript file named photo.jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -424,11 +425,8 @@ def grid(
 
 def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG so that a reader sees the old file or the whole new one; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    with replacing(path, durable=False) as partial:
+        image.save(partial, format="PNG")
 
 
 def png_paths(names: Sequence[str], out: str | Path) -> list[Path]:

@@ -1,20 +1,31 @@
-"""Saving and loading: a flat config.json beside model.safetensors, strict in both."""
+"""Saving and loading: whole files or none, and a flat config.json beside model.safetensors."""
 
+import contextlib
 import dataclasses
 import difflib
+import errno
 import json
 import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from softvq.errors import UserError
 
 Model = TypeVar("Model", bound=torch.nn.Module)
+Checked = TypeVar("Checked", torch.Tensor, np.ndarray, float)
+
+PARTIAL = ".partial"  # the end of the name of a file that is being written
 
 
 def unknown_key(key: str, known: list[str], where: str) -> UserError:
@@ -24,25 +35,144 @@ def unknown_key(key: str, known: list[str], where: str) -> UserError:
     return UserError(f"{where}: unknown key '{key}'; {hint}")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write text so that a reader sees the old file or the whole new one."""
+NUMPY = -1
+NO_SPACE = {
+    NUMPY: "the disk, a quota or ulimit -f lets no more of it be written",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota of the disk is used up",
+    errno.EFBIG: "the system allows no file as large (ulimit -f, or the kind of file system)",
+}
+
+
+def no_space(error: BaseException, path: str | Path, needed: int | None = None) -> UserError | None:
+    """The error for a file that found no room on its disk; None if ``error`` is another one.
+
+    ``needed``: bytes of the whole file, where they are known. safetensors gives the system's error
+    as text alone, and numpy only says that less was written than there is.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number is None and re.search(r"\d+ requested and \d+ written", str(error)):
+        number = NUMPY
+    if number not in NO_SPACE:
+        return None
+    folder = next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(folder).free
+    takes = "" if needed is None else f"it takes {needed / 1e6:,.1f} MB, and "
+    return UserError(
+        f"{path}: {NO_SPACE[number]}; {takes}{free / 1e6:,.1f} MB are free in {folder}: make room "
+        "there, or give another disk, and repeat the command"
+    )
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, needed: int | None = None, durable: bool = True) -> Iterator[Path]:
+    """Write a file so that readers see the old one or the whole new one, and nothing in between.
+
+    >>> with replacing("a/b.npy") as partial:
+    ...     np.save(partial, array)      # an empty file in the same folder, with a name of its own
+
+    The folder is made. Whatever has the name ``path`` is replaced at the end, a link as a link:
+    nothing is written through it. After an error nothing is changed. ``needed``: bytes that the
+    file will take, asked for before anything is written. ``durable``: the file is on the disk, not
+    only in the system's memory, when this returns; for pictures by the thousand that is slow.
+
+    Raises UserError if the disk, a quota or a limit has no room for the file.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if needed is not None and shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
+        # Exclusive: a name that somebody planted is an error, and never what is written to.
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = partial.stat().st_mode
+        try:
+            yield partial
+            partial.chmod(mode)  # safetensors leaves a file that only its owner may read
+            if durable:
+                _flush(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if durable and hasattr(os, "O_DIRECTORY"):
+            _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        if full := no_space(error, path, needed):
+            raise full from None
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Have the system put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: str | Path) -> None:
+    """Delete what killed writers left in a folder; call it only where nobody else is writing."""
+    for left in Path(folder).glob(f".*{PARTIAL}"):
+        left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, busy: str | None = None) -> Iterator[None]:
+    """Hold the lock file ``path`` alone; the system lets go of it even if the process is killed.
+
+    ``busy``: what a UserError says at once if another process holds it; without, wait for it. The
+    file is gone afterwards.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if busy is None else 0)
+    except Timeout:
+        raise UserError(busy or "") from None
+    try:
+        yield
+    finally:
+        # Deleted while it is held: who waits for the deleted file notices, and makes a new one.
+        with contextlib.suppress(OSError):  # Windows deletes no open file
+            path.unlink()
+        lock.release()
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file as :func:`replacing` does."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def save_array(path: str | Path, array: np.ndarray) -> None:
+    """Write a .npy file as :func:`replacing` does."""
+    with replacing(path, array.nbytes) as partial, partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def save_tensors(
-    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+    tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically. Tensors are moved to the CPU and made contiguous."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.touch()
-    mode = partial.stat().st_mode  # safetensors would leave a file that only its owner may read
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-    partial.chmod(mode)
-    os.replace(partial, path)
+    """Write a safetensors file as :func:`replacing` does, from whichever device."""
+    held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with replacing(path, sum(v.nbytes for v in held.values())) as partial:
+        save_file(held, partial, metadata)
+
+
+def check_finite(x: Checked, what: str) -> Checked:
+    """x itself, a tensor, an array or a number. Raises UserError if a value is not finite.
+
+    ``what`` computed it, as "the decoder": everything that becomes a figure or a file is checked.
+    """
+    good = x.isfinite() if isinstance(x, torch.Tensor) else np.isfinite(x)
+    if not good.all():
+        raise UserError(f"{what} gave values that are not finite; its weights are damaged")
+    return x
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

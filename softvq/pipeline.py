@@ -17,7 +17,7 @@ from softvq import images
 from softvq.errors import UserError
 from softvq.generator.families import draw, load_generator
 from softvq.generator.sampler import NoiseStreams
-from softvq.io import write_atomically
+from softvq.io import check_finite, write_atomically
 from softvq.tokenizer import Tokenizer
 
 INDEX = "model_index.json"  # beside tokenizer/ and generator/
@@ -238,13 +238,6 @@ def read_classes(index: Path) -> list[str]:
         return [str(name) for name in json.loads(index.read_text(encoding="utf-8"))["classes"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index}: damaged ({error})") from None
-
-
-def check_finite(x: Tensor, what: str) -> Tensor:
-    """x itself. Raises UserError if a value of it is not finite."""
-    if not x.isfinite().all():
-        raise UserError(f"{what} gave values that are not finite; its weights are damaged")
-    return x
 
 
 @contextmanager

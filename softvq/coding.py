@@ -1,0 +1,186 @@
+"""Pictures to tokens and back in batches: any number of pictures, of any kind, in little memory.
+
+    pictures  a Store of decoded photos, a Listing of photo files, or any iterable of pictures, each
+              a path, a PIL image, a uint8 array [H, W, 3] or a float tensor [3, H, W] in [-1, 1].
+              A tensor [N, 3, H, W] or an array [N, H, W, 3] is such an iterable
+
+Tensors keep their size; all else is fitted to the tokenizer's. Everything runs where the tokenizer
+is, in evaluation mode and without gradients. What comes out is checked: a value that is not finite
+raises UserError. ``tokens``: use the first so many of each picture, for a tokenizer that is trained
+for it (nested); None for all.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from softvq import images
+from softvq.data import Crops, Listing, Store
+from softvq.errors import UserError
+from softvq.io import check_finite
+from softvq.tokenizer import Tokenizer
+from softvq.tokenizer.bottleneck import Tokens
+
+BATCH = 64  # of the whole package: with another one the last bit of a float32 may turn
+STATISTICS = 2048  # photos that latent mean and std are computed from
+
+Pictures = Store | Listing | Iterable[images.Picture]
+
+
+def batches(pictures: Pictures, size: tuple[int, int], batch: int = BATCH) -> Iterator[Tensor]:
+    """Pictures as float32 [b, 3, H, W] in [-1, 1]; all but tensors are fitted to ``size`` (H, W).
+
+    Raises UserError for a picture that cannot be read.
+    """
+    each = each_picture(pictures, size)
+    while some := list(islice(each, batch)):
+        yield torch.stack(some)
+
+
+def each_picture(pictures: Pictures, size: tuple[int, int]) -> Iterator[Tensor]:
+    """The pictures one by one, float32 [3, H, W]; see :func:`batches`."""
+    if isinstance(pictures, Store):
+        whole = Crops(pictures, augment=False)
+        return (whole[i, i][0] for i in range(len(pictures)))
+    if isinstance(pictures, Listing):
+        return (_fitted(pictures.read(i), size) for i in range(len(pictures.names)))
+    if isinstance(pictures, str | Path | Image.Image):
+        pictures = [pictures]
+    return (_fitted(picture, size) for picture in pictures)
+
+
+def _fitted(picture: images.Picture, size: tuple[int, int]) -> Tensor:
+    pixels = images.as_tensor(picture)
+    if pixels.shape[0] != 1:
+        raise UserError(f"one picture expected, got {pixels.shape[0]}; give them one by one")
+    if isinstance(picture, Tensor) or pixels.shape[-2:] == size:
+        return pixels[0]
+    (whole,) = images.to_pil(pixels)
+    return images.to_tensor(np.asarray(images.fit(whole, size)))
+
+
+def evenly(photos: Store, limit: int) -> tuple[Iterator[Tensor], np.ndarray]:
+    """At most ``limit`` whole photos, evenly spread over all, and their rows int64 [n]."""
+    rows = np.linspace(0, len(photos) - 1, min(limit, len(photos))).astype(np.int64)
+    whole = Crops(photos, augment=False)
+    return (whole[i, i][0] for i in rows), rows
+
+
+def encode(
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
+) -> Iterator[Tokens]:
+    """The Tokens of each batch, as ``Tokenizer.encode`` gives them, on the tokenizer's device."""
+    for pixels in batches(pictures, size_of(tokenizer), batch):
+        yield _encoded(tokenizer, pixels, tokens)
+
+
+def encode_all(
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
+) -> Tensor:
+    """Normalised latents of all pictures, float32 [N, L, C] on the CPU: what token files hold."""
+    parts = [
+        tokenizer.normalize(found.latents).float().cpu()
+        for found in encode(tokenizer, pictures, batch, tokens)
+    ]
+    if not parts:
+        raise UserError("no picture to encode; give one or more")
+    return torch.cat(parts)
+
+
+def decode(
+    tokenizer: Tokenizer,
+    latents: Tensor,
+    size: tuple[int, int] | None = None,
+    batch: int = BATCH,
+) -> Iterator[np.ndarray]:
+    """Normalised latents [N, k, C] -> pictures, uint8 [b, H, W, 3] batch by batch.
+
+    ``size`` (H, W) in pixels; None for the tokenizer's own.
+    """
+    check_finite(latents, "the encoder")
+    for first in range(0, len(latents), batch):
+        some = latents[first : first + batch].to(tokenizer.latent_mean)
+        yield images.to_uint8(_decoded(tokenizer, tokenizer.denormalize(some), size))
+
+
+def decode_all(
+    tokenizer: Tokenizer,
+    latents: Tensor,
+    size: tuple[int, int] | None = None,
+    batch: int = BATCH,
+) -> np.ndarray:
+    """:func:`decode` of all at once: uint8 [N, H, W, 3]."""
+    height, width = size or size_of(tokenizer)
+    parts = [np.empty((0, height, width, 3), np.uint8), *decode(tokenizer, latents, size, batch)]
+    return np.concatenate(parts)
+
+
+def reconstruct(
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Originals and reconstructions of each batch, uint8 [b, H, W, 3] each."""
+    for pixels in batches(pictures, size_of(tokenizer), batch):
+        height, width = pixels.shape[-2:]
+        latents = _encoded(tokenizer, pixels, tokens).latents
+        rebuilt = _decoded(tokenizer, latents, (height, width))
+        yield images.to_uint8(pixels), images.to_uint8(rebuilt)
+
+
+def reconstruct_all(
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Originals and reconstructions of all pictures, uint8 [N, H, W, 3] each."""
+    pairs = list(reconstruct(tokenizer, pictures, batch, tokens))
+    if not pairs:
+        raise UserError("no picture to reconstruct; give one or more")
+    originals, rebuilt = zip(*pairs, strict=True)
+    return np.concatenate(originals), np.concatenate(rebuilt)
+
+
+def measure_latents(tokenizer: Tokenizer, photos: Store, limit: int = STATISTICS) -> None:
+    """Set the tokenizer's latent mean and std per channel from up to ``limit`` whole photos."""
+    pictures, _ = evenly(photos, limit)
+    found = [tokens.latents.double().flatten(0, 1) for tokens in encode(tokenizer, pictures)]
+    latents = torch.cat(found)
+    tokenizer.latent_mean.copy_(latents.mean(0))
+    # A channel that never moves must not be divided by zero.
+    tokenizer.latent_std.copy_(latents.std(0, correction=0).clamp_min(1e-6))
+
+
+def size_of(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Height and width in pixels of the images that a tokenizer was trained on."""
+    return tokenizer.config.height, tokenizer.config.width
+
+
+def _encoded(tokenizer: Tokenizer, pixels: Tensor, tokens: int | None) -> Tokens:
+    fewer: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
+    with evaluating(tokenizer):
+        found = tokenizer.encode(pixels.to(next(tokenizer.parameters()).device), **fewer)
+    check_finite(found.latents, "the encoder")
+    return found
+
+
+def _decoded(tokenizer: Tokenizer, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
+    with evaluating(tokenizer):
+        pixels: Tensor = tokenizer.decode(latents, size)
+    return check_finite(pixels, "the decoder")
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every part is in the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
