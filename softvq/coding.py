@@ -50,10 +50,17 @@ def each_picture(pictures: Pictures, size: tuple[int, int]) -> Iterator[Tensor]:
         whole = Crops(pictures, augment=False)
         return (whole[i, i][0] for i in range(len(pictures)))
     if isinstance(pictures, Listing):
-        return (_fitted(pictures.read(i), size) for i in range(len(pictures.names)))
+        return (_fitted(_read(pictures, i), size) for i in range(len(pictures.names)))
     if isinstance(pictures, str | Path | Image.Image):
         pictures = [pictures]
     return (_fitted(picture, size) for picture in pictures)
+
+
+def _read(photos: Listing, i: int) -> Image.Image:
+    try:
+        return photos.read(i)
+    except images.BadImage as error:
+        raise UserError(str(error)) from None
 
 
 def _fitted(picture: images.Picture, size: tuple[int, int]) -> Tensor:
