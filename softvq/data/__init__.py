@@ -1,0 +1,34 @@
+"""Folder or built-in photos -> batches.
+
+find_photos -> Listing -> open_store -> Store (every photo decoded once, uint8, on disk)
+  -> Crops + Positions (training, resumable from the images seen) | fixed_batches (evaluation)
+  -> find_marks -> Marks (what masks or boxes mark in each photo)
+"""
+
+from softvq.data.order import Crops, Positions, fixed_batches
+from softvq.data.photos import (
+    BUILTIN,
+    BUILTIN_MIN_SIDE,
+    SPLITS,
+    SUFFIXES,
+    Listing,
+    find_photos,
+    split_of,
+)
+from softvq.data.store import Store, open_store, temporary_store
+
+__all__ = [
+    "BUILTIN",
+    "BUILTIN_MIN_SIDE",
+    "SPLITS",
+    "SUFFIXES",
+    "Crops",
+    "Listing",
+    "Positions",
+    "Store",
+    "find_photos",
+    "fixed_batches",
+    "open_store",
+    "split_of",
+    "temporary_store",
+]

@@ -1,0 +1,102 @@
+"""In which order photos are seen, and how each is cut: resumable from the images seen."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+from softvq import images
+from softvq.data.store import Store
+from softvq.errors import UserError
+
+
+class Crops(torch.utils.data.Dataset):
+    """Training pictures, addressed by (index, position) from ``Positions``.
+
+    An item is (float32 [3, H, W] in [-1, 1], int label). With ``augment`` it is a random crop,
+    whose sides are 1/margin to 1 of the stored ones, resized to (H, W), and mirrored with
+    probability 1/2 if ``flip``. The randomness comes from (seed, position) alone: any batch can be
+    made again from its position. Without ``augment`` it is the whole stored picture.
+    """
+
+    def __init__(self, store: Store, augment: bool = True, flip: bool = True, seed: int = 0):
+        self.store, self.augment, self.flip, self.seed = store, augment, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        index, position = at
+        picture = self.store.images[index]
+        height, width = picture.shape[:2]
+        box = (0.0, 0.0, float(width), float(height))
+        mirror = False
+        if self.augment:
+            side, x, y, coin = np.random.default_rng((self.seed, position)).random(4).tolist()
+            least = 1 / self.store.margin
+            side = least + (1 - least) * side
+            left, top = x * (1 - side) * width, y * (1 - side) * height
+            right, bottom = left + side * width, top + side * height
+            box = (left, top, min(right, width), min(bottom, height))
+            mirror = self.flip and coin < 0.5
+        if (height, width) != self.store.size or self.augment:
+            size = self.store.size[::-1]
+            picture = np.asarray(Image.fromarray(picture).resize(size, images.RESAMPLE, box))
+        if mirror:
+            picture = picture[:, ::-1]
+        return images.to_tensor(picture), int(self.store.labels[index])
+
+
+class Positions(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """The order of training: a batch sampler over the positions start, start + 1, ..., stop - 1.
+
+    A position is a number of images seen. The photo at position p is perm(p mod N), with a new
+    permutation of the ``count`` = N photos for every pass, drawn from (seed, pass). So the order
+    does not depend on the batch size, and resuming needs no state but ``start``.
+
+    ``batch`` is the global batch: of each one, ``rank`` takes every ``world``-th position. The
+    last batch is cut so that exactly ``stop`` is reached. Raises UserError if batch or
+    stop - start is not a multiple of ``world`` (the ranks would wait for each other for ever).
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        stop: int,
+        start: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if batch % world or (stop - start) % world:
+            raise UserError(f"batch {batch} and {stop - start} images must divide by world {world}")
+        self.count, self.batch, self.stop, self.start = count, batch, stop, start
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __len__(self) -> int:
+        return math.ceil(max(self.stop - self.start, 0) / self.batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        current, order = -1, np.empty(0, np.int64)
+        for first in range(self.start, self.stop, self.batch):
+            last = min(first + self.batch, self.stop)
+            items = []
+            for position in range(first + self.rank, last, self.world):
+                epoch, place = divmod(position, self.count)
+                if epoch != current:
+                    current = epoch
+                    order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+                items.append((int(order[place]), position))
+            yield items
+
+
+def fixed_batches(store: Store, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All photos in order, not augmented: float32 [b, 3, H, W] in [-1, 1] and int64 [b]."""
+    whole = Crops(store, augment=False)
+    for first in range(0, len(store), batch):
+        last = min(first + batch, len(store))
+        pictures = torch.stack([whole[i, i][0] for i in range(first, last)])
+        yield pictures, torch.from_numpy(store.labels[first:last].copy())
