@@ -180,7 +180,7 @@ def race(args: argparse.Namespace) -> None:
         pipeline(labels, batch=args.race)
 
     def doubled() -> None:
-        from softvq.generator.sampler import NoiseStreams, euler_maruyama, time_grid
+        from softvq.generator.sampler import SAMPLERS, NoiseStreams
         from softvq.pipeline import PRECISIONS
 
         with PRECISIONS[pipeline.precision](net):
@@ -190,9 +190,9 @@ def race(args: argparse.Namespace) -> None:
             def noise(step: int) -> Tensor:
                 return streams.draw(*net.config.latent_shape).to(weight)
 
-            times = time_grid(250, 0.04, net.config.process)
-            guided = Guided(DoubledTwice(net), 1.5, path=net.config.process)
-            x = euler_maruyama(guided, noise(0), times, y, net.config.process, noise)
+            sampler, process = SAMPLERS["euler_maruyama"], net.config.process
+            guided = Guided(DoubledTwice(net), 1.5, process=process)
+            x = sampler(guided, noise(0), sampler.grid(250, process), y, process, noise)
         pipeline.decode(pipeline.tokenizer.denormalize(x.double()), args.race)
 
     rates: dict[str, list[float]] = {"default": [], "250 steps, doubled twice": []}

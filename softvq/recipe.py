@@ -13,7 +13,7 @@ from yaml import YAMLError
 from softvq.errors import UserError
 from softvq.generator.families import GENERATORS
 from softvq.generator.objective import HiddenAlignmentConfig
-from softvq.generator.path import TIMES
+from softvq.generator.process import TIME_LAWS
 from softvq.io import unknown_key
 from softvq.tokenizer.adversary import AdversaryConfig
 from softvq.tokenizer.alignment import AlignmentConfig
@@ -160,9 +160,9 @@ class GeneratorRecipe:
     def __post_init__(self) -> None:
         if self.views < 1:
             raise UserError(f"views must be 1 or more, got {self.views}")
-        self.time = self.time or GENERATORS[self.family].times
-        if self.time not in TIMES:
-            raise UserError(f"time '{self.time}' is none of {', '.join(TIMES)}")
+        self.time = self.time or GENERATORS[self.family].time
+        if self.time not in TIME_LAWS:
+            raise UserError(f"time '{self.time}' is none of {', '.join(TIME_LAWS)}")
 
     def config(self, tokenizer: Any, classes: int) -> Any:
         """The config of the network for a tokenizer, given the tokenizer's. Raises UserError."""

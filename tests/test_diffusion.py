@@ -9,7 +9,7 @@ from vectors import BESIDE, HERE, Golden
 
 from softvq.errors import UserError
 from softvq.generator.diffusion import SCHEDULES, Diffusion, level_log_likelihood, normal_cdf
-from softvq.generator.path import TARGETS, TIMES, training_loss
+from softvq.generator.process import TARGETS, TIME_LAWS, training_loss
 from softvq.generator.sampler import time_grid
 from softvq.generator.transformer import DiT, DiTConfig
 
@@ -25,15 +25,15 @@ def golden(request):
 @pytest.mark.parametrize(("spacing", "steps"), [("8", 8), ("250", 250), ("full", 1000)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_golden_tables(golden, schedule, spacing, steps):
-    path, start = Diffusion(schedule=schedule), f"out.{schedule}_{spacing}."
-    times = time_grid(steps, path=path).flip(0)
+    process, start = Diffusion(schedule=schedule), f"out.{schedule}_{spacing}."
+    times = time_grid(steps, process=process).flip(0)
     t, s = times[1:], times[:-1]
-    back = path.posterior(t, s)
+    back = process.posterior(t, s)
     tables = {
         "betas": back.added,
-        "alphas_cumprod": path.alpha(t) ** 2,
-        "sqrt_recip_alphas_cumprod": 1 / path.alpha(t),
-        "sqrt_recipm1_alphas_cumprod": path.sigma(t) / path.alpha(t),
+        "alphas_cumprod": process.alpha(t) ** 2,
+        "sqrt_recip_alphas_cumprod": 1 / process.alpha(t),
+        "sqrt_recipm1_alphas_cumprod": process.sigma(t) / process.alpha(t),
         "posterior_mean_coef1": back.data,
         "posterior_mean_coef2": back.state,
         "posterior_variance": back.variance,
@@ -41,7 +41,7 @@ def test_golden_tables(golden, schedule, spacing, steps):
     }
     kept = golden.starting(start)
     if "timestep_map" in kept:
-        assert torch.equal(path.clock(t).round().long(), kept.pop("timestep_map"))
+        assert torch.equal(process.clock(t).round().long(), kept.pop("timestep_map"))
     for name in kept:
         golden.check(start + name, tables[name])
     assert "betas" in kept
@@ -49,43 +49,45 @@ def test_golden_tables(golden, schedule, spacing, steps):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_it_walks_on_the_circle(schedule):
-    path = Diffusion(schedule=schedule)
+    process = Diffusion(schedule=schedule)
     t = torch.linspace(0, 1, 3001, dtype=torch.float64)
-    alpha, sigma = path.alpha(t), path.sigma(t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
     assert (alpha[0], sigma[0]) == (1, 0) and 0 < alpha[-1] < 0.01
-    assert (path.angle(t).diff() > 0).all()
+    assert (process.angle(t).diff() > 0).all()
     inside = (t[:-1] + t[1:]) / 2  # between timesteps, where there is one rate
     h = 1e-6
-    rates = path.angle_rate(inside), path.alpha_rate(inside), path.sigma_rate(inside)
-    for value, rate in zip((path.angle, path.alpha, path.sigma), rates, strict=True):
+    rates = process.angle_rate(inside), process.alpha_rate(inside), process.sigma_rate(inside)
+    for value, rate in zip((process.angle, process.alpha, process.sigma), rates, strict=True):
         torch.testing.assert_close(
             (value(inside + h) - value(inside - h)) / (2 * h), rate, atol=1e-5, rtol=1e-5
         )
-    torch.testing.assert_close(path.time_at(sigma / alpha), t, atol=1e-9, rtol=0)
+    torch.testing.assert_close(process.time_at(sigma / alpha), t, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets(target):
-    path = Diffusion(target)
+    process = Diffusion(target)
     t = torch.tensor([0.001, 0.3, 1.0], dtype=torch.float64)
     x0, noise = torch.randn(2, 3, 4, 2, dtype=torch.float64)
-    x = path.interpolate(x0, noise, t)
-    alpha, sigma = path.alpha(t)[:, None, None], path.sigma(t)[:, None, None]
-    learned = path.regressed(x0, noise, t)
+    x = process.interpolate(x0, noise, t)
+    alpha, sigma = process.alpha(t)[:, None, None], process.sigma(t)[:, None, None]
+    learned = process.regressed(x0, noise, t)
     torch.testing.assert_close(
         learned, {"v": alpha * noise - sigma * x0, "eps": noise, "x0": x0}[target]
     )
-    torch.testing.assert_close(path.split(learned, x, t), (x0, noise), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(process.split(learned, x, t), (x0, noise), atol=1e-9, rtol=1e-9)
 
 
 def test_clock_counts_timesteps():
-    path = Diffusion(steps=1000)
+    process = Diffusion(steps=1000)
     t = (torch.arange(1000).double() + 1) / 1000
-    torch.testing.assert_close(path.clock(t), torch.arange(1000).double(), atol=1e-9, rtol=0)
-    assert path.clock(torch.tensor(0.0)) == 0
-    drawn = TIMES["uniform"](path, 200000, torch.Generator().manual_seed(0), torch.device("cpu"))
-    timesteps = path.clock(path.snap(drawn))
+    torch.testing.assert_close(process.clock(t), torch.arange(1000).double(), atol=1e-9, rtol=0)
+    assert process.clock(torch.tensor(0.0)) == 0
+    drawn = TIME_LAWS["uniform"](
+        process, 200000, torch.Generator().manual_seed(0), torch.device("cpu")
+    )
+    timesteps = process.clock(process.snap(drawn))
     torch.testing.assert_close(timesteps, timesteps.round(), atol=1e-9, rtol=0)
     counts = timesteps.round().long().bincount(minlength=1000)
     assert counts.shape == (1000,) and counts.min() > 100  # of 200 expected
@@ -93,13 +95,15 @@ def test_clock_counts_timesteps():
 
 
 def test_time_grids():
-    path = Diffusion(schedule="cosine", steps=10)
-    assert time_grid(10, path=path).tolist() == pytest.approx([k / 10 for k in range(10, -1, -1)])
-    assert time_grid(2, path=path).tolist() == [1, 0.1, 0]
-    assert time_grid(3, 0.4, path).tolist() == [1, 0.7, 0.4, 0]
-    assert time_grid(1, path=path).tolist() == [1, 0]
+    process = Diffusion(schedule="cosine", steps=10)
+    assert time_grid(10, process=process).tolist() == pytest.approx(
+        [k / 10 for k in range(10, -1, -1)]
+    )
+    assert time_grid(2, process=process).tolist() == [1, 0.1, 0]
+    assert time_grid(3, 0.4, process).tolist() == [1, 0.7, 0.4, 0]
+    assert time_grid(1, process=process).tolist() == [1, 0]
     with pytest.raises(UserError, match="10 timesteps do not hold 11"):
-        time_grid(11, path=path)
+        time_grid(11, process=process)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_bad_processes_are_refused(arguments):
 def test_bound_is_the_divergence():
     """Of q(x_{k-1} | x_k, x_0) from the network's step, by torch's own normal distributions."""
     torch.manual_seed(0)
-    path = Diffusion()
+    process = Diffusion()
     k = torch.tensor([1, 40, 500, 999])
     betas = SCHEDULES["linear"](1000)
     abar = (1 - betas).cumprod(0)
@@ -133,9 +137,9 @@ def test_bound_is_the_divergence():
         Normal(mean(guess), (log_variance / 2).exp()),
     ).mean((1, 2)) / math.log(2)
     t = (k.double() + 1) / 1000
-    bound = path.bound(predicted, learned, x0, noise, t)
+    bound = process.bound(predicted, learned, x0, noise, t)
     torch.testing.assert_close(bound, expected)
-    both = path.loss(torch.cat([predicted, learned], -1), x0, noise, t)
+    both = process.loss(torch.cat([predicted, learned], -1), x0, noise, t)
     torch.testing.assert_close(both, (predicted - noise).square().mean((1, 2)) + expected)
 
 
@@ -156,11 +160,11 @@ def test_normal_cdf():
 
 
 def test_the_bound_teaches_the_variance_alone():
-    path, t = Diffusion(), torch.tensor([0.001, 0.5], dtype=torch.float64)
+    process, t = Diffusion(), torch.tensor([0.001, 0.5], dtype=torch.float64)
     x0, noise, own = torch.randn(3, 2, 3, 2)
     own.requires_grad_()
     learned = torch.zeros(2, 3, 2, requires_grad=True)
-    path.loss(torch.cat([own, learned], -1), x0, noise, t).sum().backward()
+    process.loss(torch.cat([own, learned], -1), x0, noise, t).sum().backward()
     torch.testing.assert_close(own.grad, 2 * (own - noise).detach() / 6)
     assert (learned.grad != 0).all()
 

@@ -13,8 +13,8 @@ from softvq.generator import mar
 from softvq.generator.diffusion import SCHEDULES, Diffusion
 from softvq.generator.families import GENERATORS, draw, family_of, load_generator
 from softvq.generator.guidance import Guided
-from softvq.generator.path import TIMES, channel_axis, denoising_loss, split_channels
-from softvq.generator.sampler import SAMPLERS, NoiseStreams, ddim, ddpm, euler, time_grid
+from softvq.generator.process import TIME_LAWS, channel_axis, denoising_loss, split_channels
+from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 from softvq.generator.transformer import SIZES, DiT, DiTConfig, SiT, SiTConfig, hidden_states
 from softvq.layers import SwiGLU, rotary_angles, rotate
 
@@ -43,7 +43,7 @@ def test_golden_guidance(golden):
     net, x, y = golden.net, golden["in.xT"], golden["in.y_gen"]
     t = torch.full((2,), 333)
     with torch.no_grad():
-        guided = Guided(net, 1.5, path=net.config.process)(x, t, y)
+        guided = Guided(net, 1.5, process=net.config.process)(x, t, y)
         _, variance = split_channels(net(x, t, torch.full((2,), 1000)), x)
     mean, _ = split_channels(guided, x)
     null = torch.cat([mean, variance], channel_axis(x))
@@ -52,21 +52,21 @@ def test_golden_guidance(golden):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_golden_samplers(golden, schedule):
-    path = Diffusion(schedule=schedule)
-    guided, times = Guided(golden.net, 1.5, path=path), time_grid(8, path=path)
+    process = Diffusion(schedule=schedule)
+    guided, times = Guided(golden.net, 1.5, process=process), time_grid(8, process=process)
     x, y = golden["in.xT"], golden["in.y_gen"]
     calls = []
     handle = golden.net.register_forward_hook(lambda net, args, out: calls.append(len(args[0])))
-    x0 = ddpm(guided, x, times, y, path, lambda step: golden["in.eps"][step][:2])
+    x0 = SAMPLERS["ddpm"](guided, x, times, y, process, lambda step: golden["in.eps"][step][:2])
     handle.remove()
     golden.check(f"out.ddpm8_{schedule}_cfg1.5", x0)
     assert calls == [4] * 8
-    golden.check(f"out.ddim8_{schedule}_cfg1.5", ddim(guided, x, times, y, path))
+    golden.check(f"out.ddim8_{schedule}_cfg1.5", SAMPLERS["ddim"](guided, x, times, y, process))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_golden_losses_and_gradients(golden, schedule):
-    path, net = Diffusion(schedule=schedule), golden.net
+    process, net = Diffusion(schedule=schedule), golden.net
     x0, noise = golden["in.x0"], golden["in.noise"]
     # The labels are not in the file, but in which rows of the table have a gradient.
     touched = golden["grad.y_embedder.embedding_table.weight"].abs().sum(1).nonzero().flatten()
@@ -74,12 +74,12 @@ def test_golden_losses_and_gradients(golden, schedule):
     assert sorted(y.tolist()) == touched.tolist()
     for name, k in {"train_t0": torch.zeros(3), "train": golden["in.t_train"]}.items():
         t = (k.double() + 1) / 1000
-        loss = denoising_loss(net, path, x0, y, t, noise)
+        loss = denoising_loss(net, process, x0, y, t, noise)
         golden.check(f"out.{name}_{schedule}_loss", loss)
         with torch.no_grad():
-            x = path.interpolate(x0, noise, t).float()
+            x = process.interpolate(x0, noise, t).float()
             own, variance = split_channels(net(x, k, y), x)
-        golden.check(f"out.{name}_{schedule}_vb", path.bound(own, variance, x0, noise, t))
+        golden.check(f"out.{name}_{schedule}_vb", process.bound(own, variance, x0, noise, t))
         mse = (own - noise).square().flatten(1).mean(1)
         golden.check(f"out.{name}_{schedule}_mse", mse)
     if schedule == "linear":
@@ -300,7 +300,7 @@ def test_wrong_latents_are_refused():
 def test_a_net_on_the_wrong_clock_is_refused():
     net, x = random_net(TINY, DiT), torch.randn(2, 6, 3)
     with pytest.raises(ValueError, match="belongs to Diffusion"):
-        euler(net, x, time_grid(2), torch.tensor([0, 1]))
+        SAMPLERS["euler"](net, x, time_grid(2), torch.tensor([0, 1]))
 
 
 def test_hidden_states_train_the_blocks_before():
@@ -335,13 +335,13 @@ CONFIGS = {"sit": TINY_SIT, "dit": TINY, "mar": TINY_MAR}
 def test_every_family_trains_and_draws(name, num_classes, tmp_path):
     family, config = GENERATORS[name], replace(CONFIGS[name], num_classes=num_classes)
     torch.manual_seed(0)
-    net = family.net(config)
-    assert type(config) is family.config and family_of(net) is family and family.times in TIMES
+    net = family.network(config)
+    assert type(config) is family.config and family_of(net) is family and family.time in TIME_LAWS
     x0, y = torch.randn(5, 6, 3), torch.arange(5) % 4 if num_classes else None
     generator = torch.Generator().manual_seed(0)
-    loss = family.loss(net, x0, y, config, family.times, generator)
+    loss = family.loss(net, x0, y, config, family.time, generator)
     generator.manual_seed(0)
-    assert torch.equal(loss, family.loss(net, x0, y, config, family.times, generator))
+    assert torch.equal(loss, family.loss(net, x0, y, config, family.time, generator))
     assert loss.shape == (5,) and loss.isfinite().all()
     loss.mean().backward()
 
@@ -353,7 +353,7 @@ def test_every_family_trains_and_draws(name, num_classes, tmp_path):
     part = draw(net, NoiseStreams(0, range(2, 5)), None if y is None else y[2:], steps=4)
     torch.testing.assert_close(part, images[2:])
     net.float().save_pretrained(tmp_path)
-    assert type(load_generator(tmp_path)) is family.net
+    assert type(load_generator(tmp_path)) is family.network
     with pytest.raises(UserError, match=r"no option 'stepz'; it has steps, guidance"):
         draw(net, NoiseStreams(0, range(5)), y, stepz=4)
     for options, message in (({"steps": 0}, "1"), ({"sampler": "rk4"}, "sampler 'rk4'")):
@@ -368,14 +368,14 @@ def test_families_take_every_sampler_and_maps(name, sampler):
         pytest.importorskip("torchdiffeq")
     family = GENERATORS[name]
     config = replace(CONFIGS[name], tokens=16, patch=2)
-    net, y = random_net(config, family.net), torch.tensor([0, 3])
+    net, y = random_net(config, family.network), torch.tensor([0, 3])
     for p in net.parameters():
         p.data.mul_(0.1)
     options = {"steps": 3, "interval": (0.0, 0.7), "sampler": sampler}
-    bad = random_net(replace(config, depth=1), family.net)
+    bad = random_net(replace(config, depth=1), family.network)
     images = draw(net, NoiseStreams(0, range(2)), y, guidance=1.5, bad=bad, **options)
     assert images.shape == (2, 16, 3) and images.isfinite().all()
-    loss = family.loss(net, torch.randn(2, 16, 3), y, config, family.times)
+    loss = family.loss(net, torch.randn(2, 16, 3), y, config, family.time)
     assert loss.shape == (2,)
 
 

@@ -1,4 +1,4 @@
-"""SiT, its paths and its losses, and the golden vectors of the reference for all of them."""
+"""SiT, its processes and its losses, and the golden vectors of the reference for all of them."""
 
 import json
 from dataclasses import replace
@@ -10,20 +10,21 @@ from vectors import BESIDE, HERE, GoldenNet, random_net
 from softvq.errors import UserError
 from softvq.generator.diffusion import Diffusion
 from softvq.generator.guidance import Guided
-from softvq.generator.path import (
-    PATHS,
+from softvq.generator.process import (
+    PROCESSES,
     TARGETS,
-    TIMES,
+    TIME_LAWS,
     Cosine,
     Linear,
-    check_path,
+    check_process,
     denoising_loss,
     drop_labels,
     training_loss,
 )
-from softvq.generator.sampler import euler, euler_maruyama, heun, time_grid
+from softvq.generator.sampler import SAMPLERS, time_grid
 from softvq.generator.transformer import SiT, SiTConfig
 
+euler, heun = SAMPLERS["euler"], SAMPLERS["heun"]
 TINY = SiTConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)
 
 GOLDEN = [
@@ -48,13 +49,13 @@ def test_golden_forward(golden):
         golden.check("out.t_embed", golden.net.t_embedder(golden["in.t"]))
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", PROCESSES)
 def test_golden_losses_and_gradients(golden, name):
-    path = PATHS[name]()
+    process = PROCESSES[name]()
     uniform, lognormal = golden["in.time"].flatten(), golden["in.lognormal"].flatten().exp()
-    for times, t in {"uniform": uniform, "lognormal": path.time_at(lognormal)}.items():
+    for times, t in {"uniform": uniform, "lognormal": process.time_at(lognormal)}.items():
         loss = denoising_loss(
-            golden.net, path, golden["in.x0"], golden["in.y_train"], t, golden["in.noise"]
+            golden.net, process, golden["in.x0"], golden["in.y_train"], t, golden["in.noise"]
         )
         golden.check(f"out.siloss_{name}_{times}", loss)
         if times == "uniform":
@@ -78,8 +79,10 @@ def test_golden_ode_samplers(golden):
 def test_golden_sde_sampler(golden):
     x, y, times = golden["in.xT"], golden["in.y_gen"], time_grid(8, last=0.04)
 
-    def sample(net, path):
-        return euler_maruyama(net, x, times, y, PATHS[path](), lambda i: golden["in.eps"][i])
+    def sample(net, process):
+        return SAMPLERS["euler_maruyama"](
+            net, x, times, y, PROCESSES[process](), lambda i: golden["in.eps"][i]
+        )
 
     guided = Guided(golden.net, 1.5)
     golden.check("out.em8_cfg1.0_linear", sample(golden.net, "linear"))
@@ -157,62 +160,62 @@ def test_save_and_load(tmp_path):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kind", PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize("kind", PROCESSES.values(), ids=PROCESSES.keys())
 def test_path_formulas(kind, target):
-    path = kind(target)
+    process = kind(target)
     t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(path.alpha(ends), 1 - ends)
-    torch.testing.assert_close(path.sigma(ends), ends)
-    torch.testing.assert_close(path.time_at(path.sigma(t) / path.alpha(t)), t)
+    torch.testing.assert_close(process.alpha(ends), 1 - ends)
+    torch.testing.assert_close(process.sigma(ends), ends)
+    torch.testing.assert_close(process.time_at(process.sigma(t) / process.alpha(t)), t)
 
     x0, noise = torch.randn(2, 7, 4, 3, dtype=torch.float64)
     step = 1e-5
-    later, earlier = (path.interpolate(x0, noise, t + h) for h in (step, -step))
-    torch.testing.assert_close(path.velocity(x0, noise, t), (later - earlier) / (2 * step))
-    learned = path.regressed(x0, noise, t)
-    expected = {"v": path.velocity(x0, noise, t), "eps": noise, "x0": x0}[target]
+    later, earlier = (process.interpolate(x0, noise, t + h) for h in (step, -step))
+    torch.testing.assert_close(process.velocity(x0, noise, t), (later - earlier) / (2 * step))
+    learned = process.regressed(x0, noise, t)
+    expected = {"v": process.velocity(x0, noise, t), "eps": noise, "x0": x0}[target]
     torch.testing.assert_close(learned, expected)
-    found = path.split(learned, path.interpolate(x0, noise, t), t)
+    found = process.split(learned, process.interpolate(x0, noise, t), t)
     torch.testing.assert_close(found, (x0, noise))
     more = torch.cat([learned, torch.zeros(7, 4, 3)], -1)  # a learned variance is no part of it
-    assert torch.equal(path.split(more, path.interpolate(x0, noise, t), t)[0], found[0])
-    assert (path.loss(learned, x0, noise, t) == 0).all()
-    torch.testing.assert_close(path.loss(learned + 2, x0, noise, t), torch.full_like(t, 4))
+    assert torch.equal(process.split(more, process.interpolate(x0, noise, t), t)[0], found[0])
+    assert (process.loss(learned, x0, noise, t) == 0).all()
+    torch.testing.assert_close(process.loss(learned + 2, x0, noise, t), torch.full_like(t, 4))
 
 
-@pytest.mark.parametrize("kind", PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize("kind", PROCESSES.values(), ids=PROCESSES.keys())
 def test_posterior_is_conditioning_of_gaussians(kind):
     """x_s and x_t given x_0: condition their joint normal distribution on x_t."""
-    path = kind()
+    process = kind()
     t, s = torch.tensor([1.0, 0.6, 0.2]).double(), torch.tensor([0.9, 0.3, 0.0]).double()
-    ratio = path.alpha(t) / path.alpha(s)
+    ratio = process.alpha(t) / process.alpha(s)
     # x_t = ratio x_s + noise, so cov(x_s, x_t | x_0) = ratio sigma_s^2
-    gain = ratio * path.sigma(s) ** 2 / path.sigma(t) ** 2
+    gain = ratio * process.sigma(s) ** 2 / process.sigma(t) ** 2
     x0, x = torch.randn(2, 3, 4, 2, dtype=torch.float64)
-    a_t, a_s, g = (w[:, None, None] for w in (path.alpha(t), path.alpha(s), gain))
-    back = path.posterior(t, s)
+    a_t, a_s, g = (w[:, None, None] for w in (process.alpha(t), process.alpha(s), gain))
+    back = process.posterior(t, s)
     torch.testing.assert_close(back.mean(x0, x), a_s * x0 + g * (x - a_t * x0))
-    torch.testing.assert_close(back.variance, path.sigma(s) ** 2 * (1 - gain * ratio))
-    torch.testing.assert_close(back.added, path.sigma(t) ** 2 - ratio**2 * path.sigma(s) ** 2)
+    torch.testing.assert_close(back.variance, process.sigma(s) ** 2 * (1 - gain * ratio))
+    torch.testing.assert_close(back.added, process.sigma(t) ** 2 - ratio**2 * process.sigma(s) ** 2)
 
 
 def test_network_on_another_path_is_refused():
     net, x, y = random_net(TINY), torch.randn(2, 6, 3), torch.tensor([0, 1])
     noisy = random_net(replace(TINY, target="eps"))
-    for wrong, path in ((noisy, Linear()), (net, Linear("eps")), (net, Diffusion("v"))):
+    for wrong, process in ((noisy, Linear()), (net, Linear("eps")), (net, Diffusion("v"))):
         with pytest.raises(ValueError, match="belongs to"):
-            euler(wrong, x, time_grid(2, path=path), y, path)
+            euler(wrong, x, time_grid(2, process=process), y, process)
         with pytest.raises(ValueError, match="belongs to"):
-            Guided(wrong, 1.5, path=path)
-    check_path(net, Cosine())  # as the reference samples
+            Guided(wrong, 1.5, process=process)
+    check_process(net, Cosine())  # as the reference samples
 
 
 def test_predicted_noise_says_nothing_at_the_end():
     net, x = random_net(replace(TINY, target="eps")), torch.randn(2, 6, 3)
     with pytest.raises(ValueError, match=r"0\.\.0\.999"):
         euler(net, x, time_grid(2), None, Linear("eps"))
-    assert time_grid(2, path=Linear("eps")).tolist() == [0.999, 0.4995, 0]
+    assert time_grid(2, process=Linear("eps")).tolist() == [0.999, 0.4995, 0]
 
 
 @pytest.mark.parametrize("change", [{"target": "velocity"}, {"interpolant": "straight"}])
@@ -223,8 +226,8 @@ def test_unknown_process_is_refused(change):
 
 def test_times_lie_in_the_unit_interval():
     generator = torch.Generator().manual_seed(0)
-    for kind in PATHS.values():
-        for draw in TIMES.values():
+    for kind in PROCESSES.values():
+        for draw in TIME_LAWS.values():
             t = draw(kind(), 2000, generator, torch.device("cpu"))
             assert t.shape == (2000,)
             assert t.min() >= 0 and t.max() <= 1

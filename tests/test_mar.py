@@ -21,7 +21,9 @@ from softvq.generator.mar import (
     take,
     training_loss,
 )
-from softvq.generator.sampler import SAMPLERS, NoiseStreams, euler, euler_maruyama, heun, time_grid
+from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
+
+HEUN = SAMPLERS["heun"]
 
 # Of dopri5 an image is drawn in steps that the whole batch chose.
 FIXED_STEPS = {name: sampler for name, sampler in SAMPLERS.items() if name != "dopri5"}
@@ -176,9 +178,9 @@ def test_published_parameter_counts(size, millions):
 
 
 def test_every_parameter_gets_gradient(monkeypatch):
-    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, generator: 4)
+    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, rng: 4)
     net, (x0, y) = tiny_net().train(), batch()
-    training_loss(net, x0, y, TINY, generator=draws()).mean().backward()
+    training_loss(net, x0, y, TINY, rng=draws()).mean().backward()
     assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
 
 
@@ -210,7 +212,7 @@ def test_network_sees_every_token_once_and_each_hidden_one_at_several_times():
     recorder, (x0, y) = Recorder(tiny_net()), batch()
     hides = set()
     for seed in range(20):
-        training_loss(recorder, x0, y, TINY, generator=draws(seed))
+        training_loss(recorder, x0, y, TINY, rng=draws(seed))
         shown, hidden = recorder.seen["shown"], recorder.seen["hidden"]
         assert torch.equal(
             torch.cat([shown, hidden], 1).sort(1).values, torch.arange(6).repeat(5, 1)
@@ -227,11 +229,11 @@ def test_network_sees_every_token_once_and_each_hidden_one_at_several_times():
 @pytest.fixture
 def pure_noise(monkeypatch):
     """Training times of 1, where noisy tokens hold nothing of the data."""
-    monkeypatch.setitem(mar.TIMES, "one", lambda path, n, generator, device: torch.ones(n))
+    monkeypatch.setitem(mar.TIME_LAWS, "one", lambda process, n, rng, device: torch.ones(n))
 
 
 def test_hidden_values_do_not_leak(pure_noise, monkeypatch):
-    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, generator: 4)
+    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, rng: 4)
     recorder, (x0, y) = Recorder(tiny_net()), batch()
 
     def prediction(latents):
@@ -257,27 +259,27 @@ def test_loss_is_of_hidden_tokens_only():
     def blind(x, t, y, visible, shown, hidden):
         return torch.zeros_like(x)
 
-    assert training_loss(exact, x0, y, TINY, generator=draws()).max() < 1e-8
+    assert training_loss(exact, x0, y, TINY, rng=draws()).max() < 1e-8
     recorder = Recorder(blind)
-    loss = training_loss(recorder, x0, y, TINY, generator=draws())
+    loss = training_loss(recorder, x0, y, TINY, rng=draws())
     assert loss.shape == (5,) and loss.min() > 0
     gone = x0.scatter(1, recorder.seen["shown"][..., None].expand(-1, -1, 3), math.nan)
-    assert torch.equal(training_loss(blind, gone, y, TINY, generator=draws()), loss)
+    assert torch.equal(training_loss(blind, gone, y, TINY, rng=draws()), loss)
 
 
 def test_label_dropout():
     net, (x0, y) = tiny_net(), batch()
     always = MARConfig(**(vars(TINY) | {"label_dropout": 1.0}))
     never = MARConfig(**(vars(TINY) | {"label_dropout": 0.0}))
-    dropped = training_loss(net, x0, y, always, generator=draws())
-    assert torch.equal(dropped, training_loss(net, x0, None, always, generator=draws()))
-    kept = training_loss(net, x0, y, never, generator=draws())
+    dropped = training_loss(net, x0, y, always, rng=draws())
+    assert torch.equal(dropped, training_loss(net, x0, None, always, rng=draws()))
+    kept = training_loss(net, x0, y, never, rng=draws())
     assert (kept - dropped).abs().min() > 1e-6
 
 
 def test_loss_is_reproducible_from_either_generator():
     net, (x0, y) = tiny_net(), batch()
-    one, two, other = (training_loss(net, x0, y, TINY, generator=draws(s)) for s in (0, 0, 1))
+    one, two, other = (training_loss(net, x0, y, TINY, rng=draws(s)) for s in (0, 0, 1))
     assert torch.equal(one, two) and not torch.equal(one, other)
     torch.manual_seed(3)
     one = training_loss(net, x0, y, TINY)
@@ -287,10 +289,10 @@ def test_loss_is_reproducible_from_either_generator():
 
 @pytest.mark.parametrize("hide", [6, 4])
 def test_distributed_training_reaches_every_parameter(hide, monkeypatch):
-    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, generator: hide)
+    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, rng: hide)
     x0, y = batch()
     alone, net = tiny_net(), tiny_net()
-    training_loss(alone, x0, y, TINY, generator=draws()).mean().backward()
+    training_loss(alone, x0, y, TINY, rng=draws()).mean().backward()
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
@@ -298,7 +300,7 @@ def test_distributed_training_reaches_every_parameter(hide, monkeypatch):
         wrapped = DistributedDataParallel(net)
         for _ in range(2):  # a parameter without gradient fails the second forward
             net.zero_grad()
-            training_loss(wrapped, x0, y, TINY, generator=draws()).mean().backward()
+            training_loss(wrapped, x0, y, TINY, rng=draws()).mean().backward()
     finally:
         torch.distributed.destroy_process_group()
     for one, other in zip(alone.parameters(), net.parameters(), strict=True):
@@ -307,9 +309,9 @@ def test_distributed_training_reaches_every_parameter(hide, monkeypatch):
 
 def test_bfloat16_autocast_stays_close():
     net, (x0, y) = tiny_net(), batch()
-    exact = training_loss(net, x0, y, TINY, generator=draws())
+    exact = training_loss(net, x0, y, TINY, rng=draws())
     with torch.autocast("cpu", torch.bfloat16):
-        rough = training_loss(net, x0, y, TINY, generator=draws())
+        rough = training_loss(net, x0, y, TINY, rng=draws())
         x = sample(net, NoiseStreams(0, range(5)), y, time_grid(4), 3, guidance=2.0)
     assert rough.dtype == x.dtype == torch.float32 and x.isfinite().all()
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
@@ -328,7 +330,7 @@ def test_training_learns_how_tokens_depend_on_each_other(monkeypatch):
     def floor(known_sign):
         """Least possible error of a token's velocity, with or without knowing the sign."""
         x0, e = images(20000)[:, :1], torch.randn(20000, 1, channels)
-        t = mar.TIMES["lognormal"](mar.LINEAR, 20000, None, torch.device("cpu"))[:, None, None]
+        t = mar.TIME_LAWS["lognormal"](mar.LINEAR, 20000, None, torch.device("cpu"))[:, None, None]
         x = (1 - t) * x0 + t * e
         variance = (1 - t) ** 2 * spread**2 + t**2
 
@@ -345,12 +347,15 @@ def test_training_learns_how_tokens_depend_on_each_other(monkeypatch):
     config = MARConfig(tokens, channels, 0, 32, 1, 2, head_width=48, head_depth=2, buffer=2)
     net = MAR(config)
     optimizer = torch.optim.AdamW(net.parameters(), 4e-3, betas=(0.9, 0.95))
+    # Without a falling rate the last steps' noise decides.
+    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 200)
     for _ in range(200):
         optimizer.zero_grad()
         training_loss(net, images(32), None, config).mean().backward()
         optimizer.step()
+        rate.step()
 
-    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, generator: 6)
+    monkeypatch.setattr(mar, "draw_hidden", lambda tokens, rng: 6)
     with torch.no_grad():
         loss = training_loss(net, images(1000), None, config).mean().item()
     assert floor(known_sign=True) < loss < 0.4 * floor(known_sign=False)
@@ -358,7 +363,9 @@ def test_training_learns_how_tokens_depend_on_each_other(monkeypatch):
     # In one iteration tokens are independent and agree on no sign; one by one they do.
     agree = {}
     for iterations in (1, tokens):
-        x = sample(net, NoiseStreams(0, range(100)), None, time_grid(12), iterations, heun)
+        x = sample(
+            net, NoiseStreams(0, range(100)), None, time_grid(12), iterations, SAMPLERS["heun"]
+        )
         agree[iterations] = (x.mean(-1).sign().sum(1).abs() == tokens).double().mean().item()
     assert agree[1] < 0.2 and agree[tokens] > 0.7
 
@@ -524,7 +531,13 @@ def test_one_by_one_gives_the_joint_gaussian_and_all_at_once_the_marginals(tempe
         (1, blocks_only(net.covariance)),
     ):
         x = sample(
-            net, UnitStreams(), None, time_grid(200), iterations, heun, temperature=temperature
+            net,
+            UnitStreams(),
+            None,
+            time_grid(200),
+            iterations,
+            SAMPLERS["heun"],
+            temperature=temperature,
         )
         torch.testing.assert_close(x[0], net.mean)
         columns = (x[1:] - x[0]).flatten(1)
@@ -559,7 +572,12 @@ def test_temperature_scales_the_deviation_from_the_mean(sampler, iterations):
 def test_stochastic_sampler_reaches_the_distribution():
     net = gaussian()
     x = sample(
-        net, NoiseStreams(0, range(1500)), None, time_grid(50, 0.02), TOKENS, euler_maruyama
+        net,
+        NoiseStreams(0, range(1500)),
+        None,
+        time_grid(50, 0.02),
+        TOKENS,
+        SAMPLERS["euler_maruyama"],
     ).flatten(1)
     assert (x.mean(0) - net.mean.flatten()).abs().max() < 0.12
     assert (x.T.cov() - net.covariance).abs().max() < 0.15
@@ -584,7 +602,7 @@ def test_guidance_follows_its_schedule(schedule, iterations):
 
 @pytest.mark.parametrize("conditional", [True, False])
 @pytest.mark.parametrize(("guidance", "copies"), [(1.0, 1), (2.5, 2)])
-@pytest.mark.parametrize(("sampler", "per_token"), [(euler, 5), (heun, 9)])
+@pytest.mark.parametrize(("sampler", "per_token"), [("euler", 5), ("heun", 9)])
 def test_cost_in_network_evaluations(sampler, per_token, guidance, copies, conditional):
     net, count = tiny_net(), Counter()
     for name, module in (
@@ -597,7 +615,7 @@ def test_cost_in_network_evaluations(sampler, per_token, guidance, copies, condi
         )
     y = torch.tensor([0, 1, 2]) if conditional else None
     copies = copies if conditional else 1  # without labels there is nothing to guide by
-    sample(net, NoiseStreams(0, range(3)), y, time_grid(5), 4, sampler, guidance=guidance)
+    sample(net, NoiseStreams(0, range(3)), y, time_grid(5), 4, SAMPLERS[sampler], guidance=guidance)
     assert count == {
         "encoder": 3 * 4 * copies, "decoder": 3 * 4 * copies, "head": 3 * 6 * per_token * copies
     }  # fmt: skip

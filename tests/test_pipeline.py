@@ -31,7 +31,7 @@ def make(classes: list[str] = CLASSES, family: str = "sit", **shape) -> Pipeline
     tokenizer.latent_std.uniform_(0.5, 2)
     kind = GENERATORS[family]
     size = {"width": 32, "depth": 2, "heads": 2} | EXTRA.get(family, {}) | shape
-    generator = kind.net(kind.config(8, 16, len(classes), **size)).eval()
+    generator = kind.network(kind.config(8, 16, len(classes), **size)).eval()
     perturb(tokenizer)
     perturb(generator)
     return Pipeline(tokenizer, generator, classes)

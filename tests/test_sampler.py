@@ -9,24 +9,18 @@ import torch
 from softvq.errors import UserError
 from softvq.generator.diffusion import Diffusion
 from softvq.generator.guidance import Guided
-from softvq.generator.path import PATHS, TARGETS
-from softvq.generator.sampler import (
-    SAMPLERS,
-    NoiseStreams,
-    euler,
-    heun,
-    time_grid,
-)
+from softvq.generator.process import PROCESSES, TARGETS
+from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 from softvq.generator.transformer import SiT, SiTConfig
 
 STD = 0.4
 MEANS = torch.tensor([1.5, -1.0, 0.5], dtype=torch.float64)  # of two classes and the null class
 NULL = 2
-PROCESSES = {
+EVERY_PROCESS = {
     f"{name}-{target}": make(target)
     for target in TARGETS
     for name, make in {
-        **PATHS,
+        **PROCESSES,
         "ddpm-linear": lambda target: Diffusion(target, "linear"),
         "ddpm-cosine": lambda target: Diffusion(target, "cosine"),
     }.items()
@@ -38,25 +32,25 @@ SDES = {"euler_maruyama": 1, "ddpm": 1}
 class GaussianNet:
     """The exact prediction for class y of data N(MEANS[y] + shift, STD^2)."""
 
-    def __init__(self, path, shift=0.0):
-        self.config = SimpleNamespace(num_classes=NULL, process=path)
+    def __init__(self, process, shift=0.0):
+        self.config = SimpleNamespace(num_classes=NULL, process=process)
         self.shift = shift
 
     def __call__(self, x, told, y):
-        path = self.config.process
-        t = (told + 1) / path.steps if isinstance(path, Diffusion) else told
+        process = self.config.process
+        t = (told + 1) / process.steps if isinstance(process, Diffusion) else told
         mean = (MEANS[y] + self.shift)[:, None, None]
-        alpha, sigma = (w[:, None, None] for w in (path.alpha(t), path.sigma(t)))
+        alpha, sigma = (w[:, None, None] for w in (process.alpha(t), process.sigma(t)))
         excess = (x - alpha * mean) / (alpha**2 * STD**2 + sigma**2)
-        return path.regressed(mean + alpha * STD**2 * excess, sigma * excess, t)
+        return process.regressed(mean + alpha * STD**2 * excess, sigma * excess, t)
 
 
-def marginal(path, t, mean):
+def marginal(process, t, mean):
     """Mean and standard deviation of x_t."""
-    return path.alpha(t) * mean, (path.alpha(t) ** 2 * STD**2 + path.sigma(t) ** 2).sqrt()
+    return process.alpha(t) * mean, (process.alpha(t) ** 2 * STD**2 + process.sigma(t) ** 2).sqrt()
 
 
-def moments(sampler, net, times, path, mean=MEANS[0], label=0):
+def moments(sampler, net, times, process, mean=MEANS[0], label=0):
     """Exact mean and standard deviation of what a sampler makes of x ~ its marginal at times[0].
 
     On a Gaussian every sampler is affine in the start and in each step's noise. So one row starts
@@ -72,8 +66,8 @@ def moments(sampler, net, times, path, mean=MEANS[0], label=0):
         return fresh
 
     y = torch.full((steps + 2,), label)
-    out = sampler(net, x, times, y, path, noise).flatten()
-    start_mean, start_std = marginal(path, times[0], mean)
+    out = sampler(net, x, times, y, process, noise).flatten()
+    start_mean, start_std = marginal(process, times[0], mean)
     gains = out[1:] - out[0]
     variance = (gains[0] * start_std) ** 2 + gains[1:].square().sum()
     return out[0] + gains[0] * start_mean, variance.sqrt()
@@ -108,33 +102,33 @@ def tiny_net(num_classes=4):
     return net
 
 
-def log_snr_grid(path, steps):
+def log_snr_grid(process, steps):
     """Times evenly in log(alpha / sigma), from nearly noise to nearly data."""
     ends = torch.tensor([0.999, 0.001], dtype=torch.float64)
-    first, last = (path.alpha(ends) / path.sigma(ends)).log()
-    return path.time_at(torch.linspace(-first, -last, steps + 1, dtype=torch.float64).exp())
+    first, last = (process.alpha(ends) / process.sigma(ends)).log()
+    return process.time_at(torch.linspace(-first, -last, steps + 1, dtype=torch.float64).exp())
 
 
 @pytest.mark.parametrize(
-    ("name", "path"),
-    [(name, path) for name in [*ODES, *SDES] for path in ("linear-v", "cosine-v")]
+    ("name", "key"),
+    [(name, key) for name in [*ODES, *SDES] for key in ("linear-v", "cosine-v")]
     # The others step in t, in which a diffusion's rate is a staircase.
     + [(name, "ddpm-linear-eps") for name in ("ddim", "dpm_solver", "ddpm")],
 )
-def test_order_of_convergence(name, path):
+def test_order_of_convergence(name, key):
     """Error of the mean and standard deviation of the samples: weak order for the SDEs.
 
     Evenly in t, or for the solver that steps in it and on a diffusion in log(alpha / sigma).
     """
-    order, process = (ODES | SDES)[name], PROCESSES[path]
-    even = name != "dpm_solver" and path != "ddpm-linear-eps"
+    order, process = (ODES | SDES)[name], EVERY_PROCESS[key]
+    even = name != "dpm_solver" and key != "ddpm-linear-eps"
     steps, errors = [24, 48, 96, 192, 384], []
     for n in steps:
         times = time_grid(n) if even else log_snr_grid(process, n)
         mean, std = moments(SAMPLERS[name], GaussianNet(process), times, process)
         wanted = marginal(process, times[-1], MEANS[0])
         errors.append(max(abs(mean - wanted[0]), abs(std - wanted[1])))
-    print(f"{name} on {path}: order {-slope(steps, errors):.2f}")
+    print(f"{name} on {key}: order {-slope(steps, errors):.2f}")
     assert slope(steps, errors) == pytest.approx(-order, abs=0.15)
 
 
@@ -142,20 +136,20 @@ def test_dopri5_keeps_its_tolerance():
     pytest.importorskip("torchdiffeq")
     x = torch.linspace(-2, 2, 16, dtype=torch.float64)[:, None, None]
     y = torch.zeros(16).long()
-    for path in PROCESSES.values():
-        times, states = time_grid(4, path=path), []
+    for process in EVERY_PROCESS.values():
+        times, states = time_grid(4, process=process), []
 
         def keep(step, t, state, states=states):
             states.append(state)
 
-        out = SAMPLERS["dopri5"](GaussianNet(path), x, times, y, path, callback=keep)
+        out = SAMPLERS["dopri5"](GaussianNet(process), x, times, y, process, callback=keep)
         assert torch.equal(states[-1], out) and len(states) == 4
-        mean, std = marginal(path, times[0], MEANS[0])
+        mean, std = marginal(process, times[0], MEANS[0])
         for t, state in zip(times[1:], states, strict=True):
-            mean_then, std_then = marginal(path, t, MEANS[0])
+            mean_then, std_then = marginal(process, t, MEANS[0])
             expected = mean_then + std_then * (x - mean) / std
             # A diffusion's rate is a staircase, which steps may skip over.
-            smooth = not isinstance(path, Diffusion) and path.target != "x0"
+            smooth = not isinstance(process, Diffusion) and process.target != "x0"
             torch.testing.assert_close(state, expected, atol=5e-4 if smooth else 3e-3, rtol=0)
 
 
@@ -167,17 +161,19 @@ def test_dopri5_without_its_package(monkeypatch):
 
 # Guidance, and the mean that it moves samples of class 0 to: predictions are affine in the mean.
 GUIDANCES = {
-    "none": (lambda net, path: net, MEANS[0]),
-    "class": (lambda net, path: Guided(net, 1.5, path=path), MEANS[NULL] + 1.5),
+    "none": (lambda net, process: net, MEANS[0]),
+    "class": (lambda net, process: Guided(net, 1.5, process=process), MEANS[NULL] + 1.5),
     "per_sample": (
-        lambda net, path: Guided(net, torch.tensor([1.5]).double(), path=path),
+        lambda net, process: Guided(net, torch.tensor([1.5]).double(), process=process),
         MEANS[NULL] + 1.5,
     ),
     "auto": (
-        lambda net, path: Guided(net, 1.5, bad=GaussianNet(path, shift=-0.8), path=path),
+        lambda net, process: Guided(
+            net, 1.5, bad=GaussianNet(process, shift=-0.8), process=process
+        ),
         MEANS[0] - 0.8 + 1.5 * 0.8,
     ),
-    "interval": (lambda net, path: Guided(net, 1.5, (0.0, 0.5), path=path), None),
+    "interval": (lambda net, process: Guided(net, 1.5, (0.0, 0.5), process=process), None),
 }
 
 
@@ -188,15 +184,15 @@ def test_any_sampler_any_path_any_guidance(sampler, guidance):
     if sampler == "dopri5":
         pytest.importorskip("torchdiffeq")
     wrap, mean = GUIDANCES[guidance]
-    for name, path in PROCESSES.items():
-        times = time_grid(30, path=path)
+    for name, process in EVERY_PROCESS.items():
+        times = time_grid(30, process=process)
         if guidance == "interval":  # class 0's own flow, and the guided one from the middle on
             middle = times[(times <= 0.5).nonzero()[0, 0] - 1]
-            own, std_then = marginal(path, middle, MEANS[0])
-            other, _ = marginal(path, middle, MEANS[NULL] + 1.5)
+            own, std_then = marginal(process, middle, MEANS[0])
+            other, _ = marginal(process, middle, MEANS[NULL] + 1.5)
             mean = MEANS[NULL] + 1.5 + STD / std_then * (own - other)
-        net = wrap(GaussianNet(path), path)
-        found_mean, found_std = moments(SAMPLERS[sampler], net, times, path)
+        net = wrap(GaussianNet(process), process)
+        found_mean, found_std = moments(SAMPLERS[sampler], net, times, process)
         if guidance == "interval" and sampler in SDES:  # its noise forgets some of the beginning
             assert min(mean, MEANS[NULL] + 1.5) - 0.15 < found_mean < MEANS[NULL] + 1.65, name
             continue
@@ -205,9 +201,9 @@ def test_any_sampler_any_path_any_guidance(sampler, guidance):
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7)])
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
-def test_callbacks_see_every_step(sampler, path, interval):
+def test_callbacks_see_every_step(sampler, process, interval):
     if sampler is SAMPLERS["dopri5"]:
         pytest.importorskip("torchdiffeq")
     seen = []
@@ -217,7 +213,7 @@ def test_callbacks_see_every_step(sampler, path, interval):
         x,
         time_grid(4),
         y,
-        path=path(),
+        process=process(),
         callback=lambda step, t, state: seen.append((step, t, state)),
     )
     assert out.shape == x.shape and out.dtype == x.dtype and out.isfinite().all()
@@ -307,7 +303,7 @@ def test_cost_in_network_evaluations(scale, interval, per_image):
     net = tiny_net()
     net.register_forward_hook(lambda module, args, output: samples.append(args[0].shape[0]))
     y = torch.tensor([0, 1, 2])
-    euler(Guided(net, scale, interval), torch.randn(3, 6, 3), time_grid(10), y)
+    SAMPLERS["euler"](Guided(net, scale, interval), torch.randn(3, 6, 3), time_grid(10), y)
     assert len(samples) == 10
     assert sum(samples) == 3 * per_image
 
@@ -315,16 +311,16 @@ def test_cost_in_network_evaluations(scale, interval, per_image):
 @pytest.mark.parametrize(("interval", "per_image"), [((0.0, 1.0), 20), ((0.0, 0.7), 17)])
 def test_cost_on_a_diffusion(interval, per_image):
     """The interval is in t, though the network is told timesteps: 1000, 900, .. 100."""
-    path, told = Diffusion(), []
+    process, told = Diffusion(), []
 
     def net(x, t, y):
         told.append(t)
         return torch.zeros_like(x)
 
     net.config = SimpleNamespace(num_classes=4)
-    guided = Guided(net, 1.5, interval, path=path)
+    guided = Guided(net, 1.5, interval, process=process)
     times = torch.arange(10, -1, -1) / 10
-    SAMPLERS["ddim"](guided, torch.randn(3, 6, 3), times, torch.tensor([0, 1, 2]), path)
+    SAMPLERS["ddim"](guided, torch.randn(3, 6, 3), times, torch.tensor([0, 1, 2]), process)
     assert sum(t.shape[0] for t in told) == 3 * per_image
     first = torch.stack([t[0] for t in told])
     torch.testing.assert_close(
@@ -334,7 +330,7 @@ def test_cost_on_a_diffusion(interval, per_image):
 
 def test_cost_of_heun():
     net = LabelNet()
-    heun(net, torch.randn(3, 2, 2), time_grid(10), torch.tensor([0, 1, 2]))
+    SAMPLERS["heun"](net, torch.randn(3, 2, 2), time_grid(10), torch.tensor([0, 1, 2]))
     assert net.calls == 19
 
 
@@ -390,4 +386,4 @@ def test_time_grid():
 )
 def test_bad_time_grids_are_refused(times):
     with pytest.raises(ValueError, match="times"):
-        euler(LabelNet(), torch.zeros(1, 2, 2), torch.tensor(times), torch.tensor([0]))
+        SAMPLERS["euler"](LabelNet(), torch.zeros(1, 2, 2), torch.tensor(times), torch.tensor([0]))

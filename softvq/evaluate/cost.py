@@ -30,7 +30,7 @@ from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 GeneratorConfig = TransformerConfig | MARConfig
 NETWORKS: dict[type, type[nn.Module]] = {
-    family.config: family.net for family in GENERATORS.values()
+    family.config: family.network for family in GENERATORS.values()
 }
 HIDDEN = 0.87  # of the tokens, on average, in a training step of MAR: see ``mar.draw_hidden``
 

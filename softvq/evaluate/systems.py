@@ -28,7 +28,7 @@ from softvq.evaluate.cost import (
 )
 from softvq.generator.families import family_of
 from softvq.generator.mar import MARConfig
-from softvq.generator.transformer import SIZES, DiTConfig, SiTConfig
+from softvq.generator.transformer import DiTConfig, SiTConfig
 from softvq.interop import diffusers, reference
 from softvq.interop.diffusers import DiffusersTokenizer
 from softvq.io import make_config, read_config
@@ -43,7 +43,6 @@ from softvq.recipe import (
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 CLASSES = 1000  # of a generator whose data are not known; a label costs an addition
-XL = SIZES["XL"]["width"], SIZES["XL"]["depth"], SIZES["XL"]["heads"]
 CONFIGS = {kind.__name__: config for config, kind in NETWORKS.items()}
 
 
@@ -76,7 +75,7 @@ def dit_xl_2(pixels: int) -> System:
         decoder_width=128,
         decoder_depth=3,
     )
-    generator = DiTConfig(cells, 4, CLASSES, *XL, patch=2)
+    generator = DiTConfig.sized("XL", cells, 4, CLASSES, patch=2)
     return System(f"DiT-XL/2 {pixels} px", tokenizer, generator)
 
 
@@ -104,7 +103,7 @@ def open_system(
         raise UserError(f"{name}: a generator; give its tokenizer, and this as --generator")
     shape = _shape(found)
     if generator is None:
-        sit = SiTConfig(shape.tokens, shape.channels, CLASSES, *XL)
+        sit = SiTConfig.sized("XL", shape.tokens, shape.channels, CLASSES)
         return System(f"{name} + SiT-XL/1", found, sit)
     paired = _open(generator, None)
     if isinstance(paired, tuple):
@@ -263,7 +262,7 @@ def measure(
         rates["train_tokenizer"] = throughput(
             lambda: train(F.mse_loss(tokenizer(pixels)[0].float(), pixels), tokenizer), batch
         )
-        loss = partial(family.loss, network, tokens, labels, system.generator, family.times)
+        loss = partial(family.loss, network, tokens, labels, system.generator, family.time)
         rates["train_generator"] = throughput(lambda: train(loss().mean(), network), batch)
     return rates
 

@@ -1,1 +1,1 @@
-"""Generators on tokens: networks, paths, samplers and guidance."""
+"""Generators on tokens: networks, processes, samplers and guidance."""

@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020) as a path: what a DiT learns.
+"""Denoising diffusion (Ho et al. 2020) as a process: what a DiT learns.
 
     x_k = sqrt(abar_k) x_0 + sqrt(1 - abar_k) e,    abar_k = prod_{j <= k} (1 - beta_j)      (3)
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from softvq.errors import UserError
-from softvq.generator.path import Circular, per_sample, split_channels
+from softvq.generator.process import Circular, per_sample, split_channels
 
 
 def linear_betas(steps: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Every family works on normalised latents [B, L, C], whatever its network takes:
 
-    loss(net, x0, y, config, times, generator) -> [B]        times: a key of TIMES, or the family's
-    sample(net, streams, y, **options) -> latents [B, L, C]  see each for its options
+    loss(network, x0, y, config, time, rng) -> [B]      time: a key of TIME_LAWS, or the family's
+    sample(network, streams, y, **options) -> latents [B, L, C]      see each for its options
 
 A new family is one entry.
 """
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from softvq.errors import UserError
 from softvq.generator import mar
 from softvq.generator.guidance import Guided
-from softvq.generator.path import training_loss
-from softvq.generator.sampler import LAST_SDE_STEP, SAMPLERS, NoiseStreams, time_grid
+from softvq.generator.process import training_loss
+from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
 from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig, TransformerConfig
 from softvq.interop import reference_generators
 from softvq.io import read_config
@@ -29,11 +29,11 @@ from softvq.io import read_config
 
 @dataclass(frozen=True)
 class Family:
-    """``times`` is how training times are drawn where nothing else is said: a key of TIMES."""
+    """``time`` is how training times are drawn where nothing else is said: a key of TIME_LAWS."""
 
     config: type
-    net: Any
-    times: str
+    network: Any
+    time: str
     loss: Callable[..., Tensor]
     sample: Callable[..., Tensor]
 
@@ -57,32 +57,27 @@ def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
 
 
 def transformer_loss(
-    net: Callable[..., Tensor],
+    network: Callable[..., Tensor],
     x0: Tensor,
     y: Tensor | None,
     config: TransformerConfig,
-    times: str,
-    generator: torch.Generator | None = None,
+    time: str,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
-    """``training_loss`` [B] of latents [B, L, C] on the network's own path."""
-    return training_loss(net, config.process, to_net(x0, config), y, config, times, generator)
+    """``training_loss`` [B] of latents [B, L, C] on the network's own process."""
+    return training_loss(network, config.process, to_net(x0, config), y, config, time, rng)
 
 
-def find_sampler(name: str) -> Callable[..., Tensor]:
+def find_sampler(name: str) -> Sampler:
     """A sampler by its name. Raises UserError."""
     if name not in SAMPLERS:
         raise UserError(f"sampler '{name}' is none of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
 
-def last_step(sampler: str) -> float | None:
-    """Where a sampler's last step starts: its default, but for the SDE."""
-    return LAST_SDE_STEP if sampler == "euler_maruyama" else None
-
-
 @torch.no_grad()
 def transformer_sample(
-    net: Any,
+    network: Any,
     streams: NoiseStreams,
     y: Tensor | None,
     steps: int = 20,
@@ -100,24 +95,22 @@ def transformer_sample(
     Raises UserError for an unknown sampler, fewer than one step or more than a diffusion has, and
     for guidance that cannot be.
     """
-    draw_next, config, process = find_sampler(sampler), net.config, net.config.process
-    if steps < 1:
-        raise UserError(f"steps must be 1 or more, got {steps}")
+    chosen, config, process = find_sampler(sampler), network.config, network.config.process
+    times = chosen.grid(steps, process)
     if y is None and bad is None:
         guidance = 1.0
-    weight = next(net.parameters())
+    weight = next(network.parameters())
 
     def noise(step: int) -> Tensor:
         return streams.draw(*config.latent_shape).to(weight)
 
-    guided = Guided(net, guidance, interval, bad, process)
-    times = time_grid(steps, last_step(sampler), process)
-    return from_net(draw_next(guided, noise(0), times, y, process, noise), config)
+    guided = Guided(network, guidance, interval, bad, process)
+    return from_net(chosen(guided, noise(0), times, y, process, noise), config)
 
 
 @torch.no_grad()
 def mar_sample(
-    net: mar.MAR,
+    network: mar.MAR,
     streams: NoiseStreams,
     y: Tensor | None,
     steps: int | None = None,
@@ -137,13 +130,14 @@ def mar_sample(
     """
     if head_steps < 1:
         raise UserError(f"head_steps must be 1 or more, got {head_steps}")
+    chosen = find_sampler(sampler)
     return mar.sample(
-        net,
+        network,
         streams,
         y,
-        time_grid(head_steps, last_step(sampler)),
-        net.config.tokens if steps is None else steps,
-        find_sampler(sampler),
+        chosen.grid(head_steps),
+        network.config.tokens if steps is None else steps,
+        chosen,
         1.0 if y is None else guidance,
         schedule,
         temperature,
@@ -157,9 +151,9 @@ GENERATORS: dict[str, Family] = {
 }
 
 
-def family_of(net: nn.Module) -> Family:
+def family_of(network: nn.Module) -> Family:
     """The family that a network belongs to."""
-    return next(family for family in GENERATORS.values() if isinstance(net, family.net))
+    return next(family for family in GENERATORS.values() if isinstance(network, family.network))
 
 
 def load_generator(directory: str | Path) -> Any:
@@ -167,19 +161,20 @@ def load_generator(directory: str | Path) -> Any:
     values = read_config(Path(directory))
     if reference_generators.recognises(values):
         return reference_generators.network(values).from_pretrained(directory)
-    kinds = {family.net.__name__: family.net for family in GENERATORS.values()}
+    kinds = {family.network.__name__: family.network for family in GENERATORS.values()}
     kind = values.get("model")
     if kind not in kinds:
         raise UserError(f"{directory}: holds a {kind}, which is none of {', '.join(kinds)}")
     return kinds[kind].from_pretrained(directory)
 
 
-def draw(net: nn.Module, streams: NoiseStreams, y: Tensor | None, **options: Any) -> Tensor:
+def draw(network: nn.Module, streams: NoiseStreams, y: Tensor | None, **options: Any) -> Tensor:
     """``sample`` of the network's family. Raises UserError for an option that it does not have."""
-    family = family_of(net)
+    family = family_of(network)
     for name in options:
         if name not in family.options:
             raise UserError(
-                f"a {type(net).__name__} has no option '{name}'; it has {', '.join(family.options)}"
+                f"a {type(network).__name__} has no option '{name}'; it has "
+                f"{', '.join(family.options)}"
             )
-    return family.sample(net, streams, y, **options)
+    return family.sample(network, streams, y, **options)

@@ -9,7 +9,7 @@ vector z per unknown token, and a small MLP, the head, draws a token given its z
 Tokens of one iteration are independent given the earlier ones: fewer iterations, less dependence.
 
 The paper's head is a DDPM of a thousand steps with a learned variance. This one, the same adaLN
-MLP, learns the velocity of the library's linear path, as SiT does: one definition of noise and
+MLP, learns the velocity of the library's linear process, as SiT does: one definition of noise and
 time for both, and every sampler serves. The paper's dropout of 0.1 is left out.
 
 Shapes: B batch, L tokens, C channels, D width, V visible and M hidden tokens, V + M = L,
@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.generator.guidance import Guided
-from softvq.generator.path import TIMES, denoising_loss, drop_labels
-from softvq.generator.sampler import LINEAR, NoiseStreams, euler
+from softvq.generator.process import LINEAR, TIME_LAWS, denoising_loss, drop_labels
+from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
 from softvq.generator.transformer import FinalLayer, layer_norm
 from softvq.io import load_model, save_model
 from softvq.layers import LabelEmbedder, Mlp, TimeEmbedder, modulate
@@ -78,6 +78,13 @@ class MARConfig:
             raise UserError(
                 f"generator: width {self.width} must be divisible by heads {self.heads}"
             )
+
+    @classmethod
+    def sized(cls, size: str, tokens: int, channels: int, num_classes: int, **others: Any) -> Self:
+        """A size of SIZES for these tokens; ``others`` are further fields. Raises UserError."""
+        if size not in SIZES:
+            raise UserError(f"generator: size '{size}' is none of {', '.join(SIZES)}")
+        return cls(tokens, channels, num_classes, **SIZES[size], **others)
 
 
 # The published sizes, and one for tests.
@@ -245,40 +252,40 @@ class MAR(nn.Module):
         return load_model(cls, MARConfig, directory)
 
 
-def draw_hidden(tokens: int, generator: torch.Generator | None = None) -> int:
+def draw_hidden(tokens: int, rng: torch.Generator | None = None) -> int:
     """How many tokens a training step hides: all times a ratio of N(1, 0.25^2) cut to [0.7, 1]."""
-    # Without a generator the CPU draws: asking a GPU would wait for it.
-    ratio = torch.empty((), device=generator.device if generator else "cpu")
-    nn.init.trunc_normal_(ratio, 1.0, 0.25, 0.7, 1.0, generator)
+    # Without an rng the CPU draws: asking a GPU would wait for it.
+    ratio = torch.empty((), device=rng.device if rng else "cpu")
+    nn.init.trunc_normal_(ratio, 1.0, 0.25, 0.7, 1.0, rng)
     return math.ceil(tokens * ratio.item())
 
 
 def training_loss(
-    net: Callable[..., Tensor],
+    network: Callable[..., Tensor],
     x0: Tensor,
     y: Tensor | None,
     config: MARConfig,
-    times: str = "lognormal",
-    generator: torch.Generator | None = None,
+    time: str = "lognormal",
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     """Squared error of the hidden tokens' velocity, mean per sample [B].
 
-    x0 are normalised latents [B, L, C], y labels [B] (None for an unconditional net), ``times`` a
-    key of TIMES. Order, noise, times and label dropout come from ``generator``, or from the global
+    x0 are normalised latents [B, L, C], y labels [B] (None for an unconditional network), ``time``
+    a key of TIME_LAWS. Order, noise, times and label dropout come from ``rng``, or from the global
     one of x0's device. The number of hidden tokens is one for the batch, which keeps it dense.
     ``config`` is the network's, which DistributedDataParallel hides.
     """
-    device = generator.device if generator else x0.device
+    device = rng.device if rng else x0.device
     batch, tokens = x0.shape[:2]
-    hide = draw_hidden(tokens, generator)
-    order = torch.rand(batch, tokens, generator=generator, device=device).argsort(1).to(x0.device)
+    hide = draw_hidden(tokens, rng)
+    order = torch.rand(batch, tokens, generator=rng, device=device).argsort(1).to(x0.device)
     shown, hidden = order.split([tokens - hide, hide], dim=1)
     target = take(x0, hidden).repeat_interleave(config.repeats, 1).reshape(-1, 1, x0.shape[2])
-    t = TIMES[times](LINEAR, target.shape[0], generator, device).to(x0.device)
-    noise = torch.randn(target.shape, generator=generator, device=device).to(x0)
+    t = TIME_LAWS[time](LINEAR, target.shape[0], rng, device).to(x0.device)
+    noise = torch.randn(target.shape, generator=rng, device=device).to(x0)
     if y is not None:
-        y = drop_labels(y, config.num_classes, config.label_dropout, generator)
-    velocity = partial(net, visible=take(x0, shown), shown=shown, hidden=hidden)
+        y = drop_labels(y, config.num_classes, config.label_dropout, rng)
+    velocity = partial(network, visible=take(x0, shown), shown=shown, hidden=hidden)
     return denoising_loss(velocity, LINEAR, target, y, t, noise).unflatten(0, (batch, -1)).mean(1)
 
 
@@ -307,12 +314,12 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 @torch.no_grad()
 def sample(
-    net: MAR,
+    network: MAR,
     streams: NoiseStreams,
     y: Tensor | None,
     times: Tensor,
     iterations: int,
-    sampler: Callable[..., Tensor] = euler,
+    sampler: Sampler = SAMPLERS["euler"],
     guidance: float = 1.0,
     schedule: str = "linear",
     temperature: float = 1.0,
@@ -322,7 +329,7 @@ def sample(
     y            labels [B]; None for the null class and for an unconditional network
     times        the head's falling time grid from 1 to 0, see ``time_grid``
     iterations   1..L, see ``known_counts``
-    sampler      a function of ``softvq.generator.sampler``, for the head
+    sampler      for the head
     guidance     scale of classifier-free guidance, 1 for none; without labels there is none
     schedule     "linear": from 1, in proportion to the tokens known, up to ``guidance`` in the
                  last iteration (the paper's, after Muse); or "constant"
@@ -339,11 +346,11 @@ def sample(
     Raises UserError for iterations out of range, an unknown schedule, a negative temperature, and
     an unconditional network that is to be guided.
     """
-    config, weight = net.config, net.mask_token
+    config, weight = network.config, network.mask_token
     known = known_counts(config.tokens, iterations)
     if schedule not in SCHEDULES:
         raise UserError(f"guidance schedule '{schedule}' is none of {', '.join(SCHEDULES)}")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise UserError(f"temperature must be 0 or more, got {temperature}")
     if guidance != 1 and config.num_classes == 0:
         raise UserError("an unconditional generator cannot be guided; use guidance 1")
@@ -353,7 +360,7 @@ def sample(
 
     def given(labels: int) -> Callable[..., Tensor]:
         """The head on one of a token's two z: 0 given the label, 1 given the null class."""
-        return lambda x, t, z: net.head(x, t, z[:, labels])
+        return lambda x, t, z: network.head(x, t, z[:, labels])
 
     order = streams.draw(config.tokens).argsort(1).to(weight.device)
     start = draw(config.tokens)
@@ -368,7 +375,7 @@ def sample(
         visible, shown, hidden = (
             torch.cat([part] * copies) for part in (drawn, order[:, :before], order[:, before:])
         )
-        z = net.condition(visible, shown, hidden, y)[:, : after - before]
+        z = network.condition(visible, shown, hidden, y)[:, : after - before]
         z = z.flatten(0, 1).unflatten(0, (copies, -1)).transpose(0, 1)  # [N, 1 or 2, D]
         x = sampler(
             Guided(given(0), SCHEDULES[schedule](guidance, after / config.tokens), bad=given(1)),

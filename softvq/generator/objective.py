@@ -33,45 +33,45 @@ class HiddenAlignmentConfig(AlignmentConfig):
 class Learning(nn.Module):
     """What is trained: a network and, with alignment, the head that reads a block of it.
 
-    ``times`` is a key of TIMES, None what is usual in the network's family; ``features`` are the
+    ``time`` is a key of TIME_LAWS, None what is usual in the network's family; ``features`` are the
     teacher's (patches, width). Raises UserError if the network has no such block.
     """
 
     def __init__(
         self,
-        net: Any,
-        times: str | None = None,
+        network: Any,
+        time: str | None = None,
         alignment: HiddenAlignmentConfig | None = None,
         features: tuple[int, int] = (0, 0),
     ):
         super().__init__()
-        self.net, self.family = net, family_of(net)
-        self.times = times or self.family.times
+        self.net, self.family = network, family_of(network)  # ``net`` in every checkpoint
+        self.time = time or self.family.time
         self.head: Head | None = None
         if alignment is not None:
-            if not isinstance(net, TokenTransformer):
+            if not isinstance(network, TokenTransformer):
                 raise UserError(
-                    f"alignment reads the blocks of a SiT or a DiT, and a {type(net).__name__} has "
-                    "none; set alignment.weight=0"
+                    "alignment reads the blocks of a SiT or a DiT, and a "
+                    f"{type(network).__name__} has none; set alignment.weight=0"
                 )
-            with hidden_states(net, alignment.block):  # says if there is no such block
-                rows, columns = net.config.grid
-            states = (rows * columns, net.config.width)
+            with hidden_states(network, alignment.block):  # says if there is no such block
+                rows, columns = network.config.grid
+            states = (rows * columns, network.config.width)
             self.head = HEADS[alignment.scheme](alignment.hidden, states, features)
             self.block = alignment.block
 
     def forward(
-        self, x0: Tensor, y: Tensor | None, generator: torch.Generator | None = None
+        self, x0: Tensor, y: Tensor | None, rng: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised latents [B, L, C], labels [B] -> loss [B], predicted features [B, M, D]."""
         if self.head is None:
-            return self.loss(x0, y, generator), None
+            return self.loss(x0, y, rng), None
         with hidden_states(self.net, self.block) as states:
-            loss = self.loss(x0, y, generator)
+            loss = self.loss(x0, y, rng)
         return loss, self.head(states[0])
 
-    def loss(self, x0: Tensor, y: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def loss(self, x0: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         """The family's, [B]. In evaluation mode no label is dropped."""
         config = self.net.config
         config = config if self.training else replace(config, label_dropout=0.0)
-        return self.family.loss(self.net, x0, y, config, self.times, generator)
+        return self.family.loss(self.net, x0, y, config, self.time, rng)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
-from softvq.generator import path
 from softvq.generator.diffusion import Diffusion
+from softvq.generator.process import PROCESSES, Process
 from softvq.io import load_model, read_config, save_model
 from softvq.layers import (
     Attention,
@@ -111,6 +111,13 @@ class TransformerConfig:
                 f"{self.patch} divides; give rows"
             )
 
+    @classmethod
+    def sized(cls, size: str, tokens: int, channels: int, num_classes: int, **others: Any) -> Self:
+        """A size of SIZES for these tokens; ``others`` are further fields. Raises UserError."""
+        if size not in SIZES:
+            raise UserError(f"generator: size '{size}' is none of {', '.join(SIZES)}")
+        return cls(tokens, channels, num_classes, **SIZES[size], **others)
+
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Of one image's latents: (L, C), or (C, H, W) with a patch."""
@@ -133,7 +140,7 @@ class TransformerConfig:
         return self.channels
 
     @property
-    def process(self) -> path.Path:
+    def process(self) -> Process:
         """What the network's predictions mean, for losses and samplers."""
         raise NotImplementedError
 
@@ -147,13 +154,13 @@ class SiTConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.interpolant not in path.PATHS:
-            raise UserError(f"interpolant '{self.interpolant}' is none of {', '.join(path.PATHS)}")
+        if self.interpolant not in PROCESSES:
+            raise UserError(f"interpolant '{self.interpolant}' is none of {', '.join(PROCESSES)}")
         _ = self.process  # which checks the target
 
     @property
-    def process(self) -> path.Path:
-        return path.PATHS[self.interpolant](self.target)
+    def process(self) -> Process:
+        return PROCESSES[self.interpolant](self.target)
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TokenTransformer(nn.Module):
-    """``net(x, t, y) -> prediction``, like x but of ``config.out_channels`` channels.
+    """``network(x, t, y) -> prediction``, like x but of ``config.out_channels`` channels.
 
     x  noisy latents [B, *config.latent_shape]
     t  times [B] as ``config.process.clock`` gives them
@@ -341,25 +348,25 @@ class DiT(TokenTransformer):
 
 
 @contextmanager
-def hidden_states(net: TokenTransformer, block: int) -> Iterator[list[Tensor]]:
-    """Collects what block ``block`` (1 is the first) gives out, [B, N, D], at every call of net.
+def hidden_states(network: TokenTransformer, block: int) -> Iterator[list[Tensor]]:
+    """Collects what block ``block`` (1 is the first) gives out, [B, N, D], at every call.
 
     The states are part of the graph, so that a loss on them trains the blocks before: the place to
     align a generator with other features (REPA, Yu et al. 2024). Raises UserError if there is no
     such block.
 
-    >>> with hidden_states(net, 8) as states:
+    >>> with hidden_states(network, 8) as states:
     ...     loss = training_loss(...)
     >>> features = states[0]
     """
-    if not 1 <= block <= len(net.blocks):
-        raise UserError(f"block {block} is none of 1..{len(net.blocks)}")
+    if not 1 <= block <= len(network.blocks):
+        raise UserError(f"block {block} is none of 1..{len(network.blocks)}")
     states: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:
         states.append(output)
 
-    handle = net.blocks[block - 1].register_forward_hook(keep)
+    handle = network.blocks[block - 1].register_forward_hook(keep)
     try:
         yield states
     finally:

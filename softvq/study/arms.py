@@ -14,7 +14,7 @@ import numpy as np
 
 from softvq.errors import UserError
 from softvq.evaluate.cost import generator_cost, tokenizer_cost
-from softvq.evaluate.systems import CLASSES, XL
+from softvq.evaluate.systems import CLASSES
 from softvq.generator.transformer import SiTConfig
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.study.intervals import mean
@@ -171,7 +171,7 @@ def hopeless(
 def cost(arm: Arm, recipe: TokenizerRecipe) -> dict[str, float]:
     """Parameters of the tokenizer; GFLOPs of encoding, decoding, and of a SiT-XL/1's evaluation."""
     parts = tokenizer_cost(recipe.model)
-    drawing = generator_cost(SiTConfig(arm.tokens, arm.channels, CLASSES, *XL), 1, 1.0)
+    drawing = generator_cost(SiTConfig.sized("XL", arm.tokens, arm.channels, CLASSES), 1, 1.0)
     return {
         "parameters": sum(part.parameters for part in parts.values()),
         "encode_gflops": (parts["encoder"].flops + parts["bottleneck"].flops) / 1e9,

@@ -66,7 +66,7 @@ def make_model(
 ) -> Learning:
     """A new network of the recipe and all that learns beside it. Raises UserError."""
     torch.manual_seed(recipe.train.seed)
-    net = GENERATORS[recipe.family].net(recipe.config(tokenizer, classes))
+    net = GENERATORS[recipe.family].network(recipe.config(tokenizer, classes))
     if teacher is None:
         return Learning(net, recipe.time)
     return Learning(net, recipe.time, recipe.alignment, (teacher.patches, teacher.width))

@@ -1,10 +1,10 @@
-"""Paths between data and noise: every formula of time, and the losses that learn them.
+"""Processes between data and noise: every formula of time, and the losses that learn them.
 
     x_t = alpha(t) x_0 + sigma(t) e,    e ~ N(0, 1),    t = 0 data, t = 1 noise         (1)
     v_t = dx_t/dt = alpha'(t) x_0 + sigma'(t) e                                         (2)
 
-A path also says what its network predicts, the velocity v, the noise e or the data x_0, and how the
-network is told the time. Any one of the three and x_t give the other two: ``Path.split``.
+A process also says what its network predicts, the velocity v, the noise e or the data x_0, and how
+the network is told the time. Any one of the three and x_t give the other two: ``Process.split``.
 
 Times t are tensors [B], or scalars for a whole batch; latents are tokens [B, L, C] or maps
 [B, C, H, W].
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from softvq.generator.transformer import TransformerConfig
 
 TARGETS = ("v", "eps", "x0")
-NEARLY_NOISE = 0.999  # where a path that ends in pure noise starts, if the network predicts noise
+NEARLY_NOISE = (
+    0.999  # where a process that ends in pure noise starts, if the network predicts noise
+)
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class Posterior(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Path(ABC):
+class Process(ABC):
     """A subclass gives alpha, sigma, their rates, and ``time_at``.
 
     target: what the network predicts, "v", "eps" or "x0". Raises UserError for another.
@@ -168,7 +170,7 @@ class Path(ABC):
 
 
 @dataclass(frozen=True)
-class Linear(Path):
+class Linear(Process):
     """alpha = 1 - t, sigma = t: straight lines, velocity e - x_0 (rectified flow)."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -188,7 +190,7 @@ class Linear(Path):
 
 
 @dataclass(frozen=True)
-class Circular(Path):
+class Circular(Process):
     """alpha = cos(phi), sigma = sin(phi): keeps unit variance between unit variances.
 
     A subclass gives the angle phi(t), its rate, and ``time_at``.
@@ -229,69 +231,75 @@ class Cosine(Circular):
         return torch.atan(ratio) / (math.pi / 2)
 
 
-PATHS: dict[str, type[Path]] = {"linear": Linear, "cosine": Cosine}
+PROCESSES: dict[str, type[Process]] = {"linear": Linear, "cosine": Cosine}
 LINEAR = Linear()
 
-# Training times [B] from a path, a count, a generator and a device. Lognormal draws the noise level
-# sigma / alpha = exp(N(0, 1)) (Karras et al. 2022); on the linear path t is sigmoid(N(0, 1)).
-TIMES: dict[str, Callable[[Path, int, torch.Generator | None, torch.device], Tensor]] = {
-    "uniform": lambda path, n, generator, device: torch.rand(n, generator=generator, device=device),
-    "lognormal": lambda path, n, generator, device: path.time_at(
-        torch.randn(n, generator=generator, device=device).exp()
+# Training times [B] from a process, a count, an rng and a device. Lognormal draws the noise level
+# sigma / alpha = exp(N(0, 1)) (Karras et al. 2022); on the linear process t is sigmoid(N(0, 1)).
+TIME_LAWS: dict[str, Callable[[Process, int, torch.Generator | None, torch.device], Tensor]] = {
+    "uniform": lambda process, n, rng, device: torch.rand(n, generator=rng, device=device),
+    "lognormal": lambda process, n, rng, device: process.time_at(
+        torch.randn(n, generator=rng, device=device).exp()
     ),
 }
 
 
-def check_path(net: Any, path: Path) -> None:
-    """Raises ValueError if a network whose config names its path is read by another one's rules.
+def check_process(network: Any, process: Process) -> None:
+    """Raises ValueError if a network whose config names its process is read by another one's rules.
 
-    Another alpha and sigma are allowed: the reference samples linear velocities on the cosine path.
+    Another alpha and sigma are allowed: the reference samples linear velocities on the cosine
+    process.
     """
-    own = getattr(getattr(net, "config", None), "process", path)
-    if (own.target, type(own).clock) != (path.target, type(path).clock):
-        raise ValueError(f"the network belongs to {own}, not to {path}: give path={own}")
+    own = getattr(getattr(network, "config", None), "process", process)
+    if (own.target, type(own).clock) != (process.target, type(process).clock):
+        raise ValueError(f"the network belongs to {own}, not to {process}: give process={own}")
 
 
 def drop_labels(
-    y: Tensor, null: int, probability: float, generator: torch.Generator | None = None
+    y: Tensor, null: int, probability: float, rng: torch.Generator | None = None
 ) -> Tensor:
     """Labels [B], each replaced by ``null`` with the given probability.
 
     Classifier-free guidance needs a model that also knows the unconditional prediction (Ho &
     Salimans 2022).
     """
-    device = generator.device if generator else y.device
-    drop = torch.rand(y.shape, generator=generator, device=device) < probability
+    device = rng.device if rng else y.device
+    drop = torch.rand(y.shape, generator=rng, device=device) < probability
     return torch.where(drop.to(y.device), null, y)
 
 
 def denoising_loss(
-    net: Callable[..., Tensor], path: Path, x0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor
+    network: Callable[..., Tensor],
+    process: Process,
+    x0: Tensor,
+    y: Tensor | None,
+    t: Tensor,
+    noise: Tensor,
 ) -> Tensor:
-    """The path's loss of the network per sample, [B], at given times and noise."""
-    x = path.interpolate(x0, noise, t).to(x0.dtype)
-    return path.loss(net(x, path.clock(t), y), x0, noise, t)
+    """The process's loss of the network per sample, [B], at given times and noise."""
+    x = process.interpolate(x0, noise, t).to(x0.dtype)
+    return process.loss(network(x, process.clock(t), y), x0, noise, t)
 
 
 def training_loss(
-    net: Callable[..., Tensor],
-    path: Path,
+    network: Callable[..., Tensor],
+    process: Process,
     x0: Tensor,
     y: Tensor | None,
     config: "TransformerConfig",
-    times: str = "lognormal",
-    generator: torch.Generator | None = None,
+    time: str = "lognormal",
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     """``denoising_loss`` [B] with drawn times, noise and label dropout.
 
-    x0 are normalised latents as the net takes them, y labels [B] (None for an unconditional net),
-    ``times`` a key of TIMES. Every draw comes from ``generator``, or from the global one of x0's
-    device. ``config`` is the network's, which DistributedDataParallel hides: it holds the dropout
-    probability and the null class.
+    x0 are normalised latents as the network takes them, y labels [B] (None for an unconditional
+    network), ``time`` a key of TIME_LAWS. Every draw comes from ``rng``, or from the global one of
+    x0's device. ``config`` is the network's, which DistributedDataParallel hides: it holds the
+    dropout probability and the null class.
     """
-    device = generator.device if generator else x0.device
-    t = path.snap(TIMES[times](path, x0.shape[0], generator, device)).to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator, device=device).to(x0)
+    device = rng.device if rng else x0.device
+    t = process.snap(TIME_LAWS[time](process, x0.shape[0], rng, device)).to(x0.device)
+    noise = torch.randn(x0.shape, generator=rng, device=device).to(x0)
     if y is not None:
-        y = drop_labels(y, config.num_classes, config.label_dropout, generator)
-    return denoising_loss(net, path, x0, y, t, noise)
+        y = drop_labels(y, config.num_classes, config.label_dropout, rng)
+    return denoising_loss(network, process, x0, y, t, noise)
