@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from softvq.eye import Eye
     from softvq.generator.mar import MAR, MARConfig
     from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig
     from softvq.pipeline import Pipeline
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 HOMES = {
     "DiT": "softvq.generator.transformer",
     "DiTConfig": "softvq.generator.transformer",
+    "Eye": "softvq.eye",
     "MAR": "softvq.generator.mar",
     "MARConfig": "softvq.generator.mar",
     "Pipeline": "softvq.pipeline",
@@ -30,6 +32,7 @@ __all__ = [
     "MAR",
     "DiT",
     "DiTConfig",
+    "Eye",
     "MARConfig",
     "Pipeline",
     "SiT",
