@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from softvq import images
-from softvq.data import Store, open_store
+from softvq.data import Store, find_marks, open_store, read_masks
 from softvq.evaluate import evaluate_reconstruction
-from softvq.evaluate.model import read_masks
 from softvq.pipeline import load_tokenizer
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
@@ -47,7 +46,8 @@ def main() -> None:
     size = (first.config.height, first.config.width)
     photos = open_store(args.data, "val", size, Path(args.out) / "photos", 1.0)
     original = all_latents(first, photos)
-    sizes = read_masks(Path(args.masks), photos.names, size).sum((1, 2))
+    marks = find_marks(photos.names, photos.root, args.masks)
+    sizes = read_masks(marks, size).sum((1, 2))
     print(
         f"{len(photos)} held-out photos, {(sizes > 0).sum()} with a defect of "
         f"{np.median(sizes[sizes > 0]):.0f} pixels (median); {args.images:,} images seen"

@@ -218,7 +218,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def evaluate_reconstruction(args: argparse.Namespace) -> int:
-    from softvq.evaluate.model import evaluate_reconstruction
+    from softvq.evaluate.trained import evaluate_reconstruction
     from softvq.tokenizer.lpips import LPIPS
 
     tokenizer = _tokenizer(args)
@@ -233,8 +233,8 @@ def evaluate_reconstruction(args: argparse.Namespace) -> int:
 
 
 def evaluate_generation(args: argparse.Namespace) -> int:
-    from softvq.evaluate.model import evaluate_generation
     from softvq.evaluate.statistics import open_statistics
+    from softvq.evaluate.trained import evaluate_generation
     from softvq.pipeline import Pipeline
 
     pipeline, network = Pipeline.from_pretrained(args.model), _features(args)
@@ -259,7 +259,7 @@ def evaluate_generation(args: argparse.Namespace) -> int:
 
 
 def evaluate_latents(args: argparse.Namespace) -> int:
-    from softvq.evaluate.model import evaluate_latents
+    from softvq.evaluate.trained import evaluate_latents
 
     tokenizer = _tokenizer(args)
     with (

@@ -79,7 +79,7 @@ def load_mask(path: str | Path, max_pixels: int = 100_000_000) -> np.ndarray:
     with _decoded(Path(path), 1, max_pixels) as image:
         image = _upright(image)
         if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-            return np.asarray(np.asarray(image) != 0)
+            return np.asarray(image).astype(bool)
         return np.asarray(_to_rgb(image)).any(axis=2)
 
 

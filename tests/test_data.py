@@ -115,6 +115,98 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     assert data.find_photos(tmp_path / "data", "all").names == ["a/2.png", "b/1.png"]
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("train", "test"),
+        ("Train", "Val"),
+        ("TRAIN", "valid"),
+        ("training", "validation"),
+        ("train2017", "val2017"),
+        ("images/train", "images/val"),
+    ],
+)
+def test_splits_are_splits_whatever_they_are_called(tmp_path, train, held_out):
+    touch(tmp_path, f"{train}/a/1.png", f"{train}/b/2.png", f"{held_out}/a/3.png")
+    listings = [data.find_photos(tmp_path, split) for split in ("train", "val")]
+    assert [listing.classes for listing in listings] == [["a", "b"]] * 2
+    assert [path for listing in listings for path in listing.paths] == [
+        tmp_path / name for name in (f"{train}/a/1.png", f"{train}/b/2.png", f"{held_out}/a/3.png")
+    ]
+    assert {data.split_of(name) for name in listings[0].names} == {"train"}
+    said = f"3 photos: 2 for training, 1 held out ({held_out.split('/')[-1]}/)"
+    assert listings[0].summary() == f"{said}; 2 classes: a 2, b 1" == listings[1].summary()
+
+
+def test_of_three_splits_val_is_held_out_and_test_is_left_out(tmp_path):
+    touch(
+        tmp_path, "train/1.png", "valid/2.png", "test/3.png", "train/4.heic", "train/5", "x/6.png"
+    )
+    listing = data.find_photos(tmp_path, "all")
+    assert listing.names == ["train/1.png", "valid/2.png"]
+    assert listing.summary() == (
+        "2 photos: 1 for training, 1 held out (valid/); no classes\n"
+        "left out: test/; x/; 2 files that are no photos: .heic 1, without ending 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["test/a/1.png", "val/a/2.png"], "has test/ but no train/"),
+        (["Train/a/1.png"], "has Train/ but no val/"),
+        (["train/1.png", "val/2.png", "valid/3.png"], "has both val/ and valid/"),
+        (["train/a/1.png", "test/a/1.png", "test/b/1.png"], "test: class b, unknown in train/"),
+        (["a/1.heic"], r"no photos there .*, but .heic 1"),
+    ],
+)
+def test_splits_that_cannot_be_get_one_line(tmp_path, names, message):
+    with pytest.raises(UserError, match=message) as caught:
+        data.find_photos(touch(tmp_path, *names), "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_yolo_folders_are_no_classes(tmp_path):
+    touch(tmp_path, "train/images/1.jfif", "train/labels/1.txt", "valid/images/2.png")
+    listing = data.find_photos(tmp_path, "all")
+    assert listing.names == ["train/images/1.jfif", "valid/images/2.png"] and not listing.classes
+
+
+def test_linked_photos_count_once_and_end(tmp_path):
+    """Three folders, each with links to the other two, to the whole and to itself."""
+    root = touch(tmp_path / "d", *[f"{a}/{i}.png" for a in "xyz" for i in range(2)])
+    for a in "xyz":
+        for b in "xyz":
+            (root / a / f"to-{b}").symlink_to(root / b)
+        (root / a / "all").symlink_to(root)
+        (root / a / "first.png").symlink_to(root / "x" / "0.png")
+    (root / "a-link-that-is-listed-first").symlink_to(root / "x")
+    touch(tmp_path / "beside", "e/9.png")
+    (root / "w").symlink_to(tmp_path / "beside" / "e")
+    (root / "w2").symlink_to(tmp_path / "beside" / "e")
+    (root / "up").symlink_to(tmp_path)
+    listing = data.find_photos(root, "all")
+    assert listing.names == ["w/9.png", *[f"{a}/{i}.png" for a in "xyz" for i in range(2)]]
+    assert "3 links to photos that are listed already" in listing.summary()
+
+
+def test_a_photo_is_not_on_both_sides_by_a_link(tmp_path):
+    touch(tmp_path, "train/a/1.png", "val/a/2.png")
+    (tmp_path / "train/a/more").symlink_to(tmp_path / "val")
+    assert data.find_photos(tmp_path, "train").names == ["train/a/1.png"]
+    assert data.find_photos(tmp_path, "val").names == ["val/a/2.png"]
+
+
+@pytest.mark.parametrize(
+    "mark", ["recipe.yaml", "softvq.json", "model_index.json", "skipped.jsonl"]
+)
+def test_what_softvq_wrote_below_the_photos_is_not_read(tmp_path, mark):
+    touch(tmp_path, "a/1.png", "b/2.png", "runs/t/pictures/3.png", f"runs/t/{mark}")
+    listing = data.find_photos(touch(tmp_path, mark), "all")  # beside the photos it hides nothing
+    assert listing.names == ["a/1.png", "b/2.png"] and listing.classes == ["a", "b"]
+    assert "left out: runs/t/ (written by softvq)" in listing.summary()
+
+
 # Built-in photos
 
 
@@ -279,6 +371,23 @@ def test_killed_while_decoding_then_started_again(tmp_path):
     store = data.open_store(root, "all", SIZE, tmp_path / "cache", progress=False)
     assert len(store) == 12
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_temporary_stores_go_and_those_of_killed_processes_are_swept(tmp_path):
+    root = photos(tmp_path / "photos", 4)
+    left, foreign, new = (tmp_path / "out" / f".photos-{x}" for x in ("left", "old", "new"))
+    touch(left, "val-16x24-0.npy", ".alive")  # nobody holds the lock: its process is gone
+    touch(foreign, "val-16x24-0.npy")  # of a version without locks, and old
+    os.utime(foreign, (0, 0))
+    new.mkdir()  # another process is just making it
+    options = {"beside": tmp_path / "out", "progress": False}
+    with data.temporary_store(root, "all", SIZE, **options) as first:
+        with data.temporary_store(root, "all", SIZE, **options) as second:
+            assert len(list((tmp_path / "out").iterdir())) == 3  # the two, and what is new
+            np.testing.assert_array_equal(first.images, second.images)
+        assert len(first) == 4 and first.summary.startswith("4 photos: 2 for training, 2 held out")
+        assert first.root == root
+    assert list((tmp_path / "out").iterdir()) == [new]
 
 
 # Batches

@@ -5,6 +5,7 @@ find_photos -> Listing -> open_store -> Store (every photo decoded once, uint8, 
   -> find_marks -> Marks (what masks or boxes mark in each photo)
 """
 
+from softvq.data.marks import Box, Marks, find_marks, mvtec_masks, read_masks
 from softvq.data.order import Crops, Positions, fixed_batches
 from softvq.data.photos import (
     BUILTIN,
@@ -22,13 +23,18 @@ __all__ = [
     "BUILTIN_MIN_SIDE",
     "SPLITS",
     "SUFFIXES",
+    "Box",
     "Crops",
     "Listing",
+    "Marks",
     "Positions",
     "Store",
+    "find_marks",
     "find_photos",
     "fixed_batches",
+    "mvtec_masks",
     "open_store",
+    "read_masks",
     "split_of",
     "temporary_store",
 ]

@@ -40,8 +40,8 @@ class Store:
     ``images`` is a read-only uint8 memmap [N, ceil(H * margin), ceil(W * margin), 3] for
     ``size`` = (H, W); ``labels`` int64 [N]; ``names`` the relative paths; ``skipped`` the damaged
     photos left out, as {"path", "reason"}; ``fingerprint`` changes when the photos do; ``root`` is
-    the folder that the names are relative to; ``summary`` says what was found there, in one line
-    or two.
+    the folder that the names are relative to, if any; ``summary`` says what was found there, in one
+    line or two.
     """
 
     images: np.ndarray
@@ -52,7 +52,7 @@ class Store:
     size: tuple[int, int]
     margin: float
     fingerprint: str
-    root: Path = Path()
+    root: Path | None = None
     summary: str = ""
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ def open_store(
         size=(size[0], size[1]),
         margin=margin,
         fingerprint=fingerprint,
-        root=listing.root,
+        root=None if listing.boxes else listing.root,
         summary=listing.summary(),
     )
 

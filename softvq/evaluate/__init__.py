@@ -17,14 +17,14 @@ from softvq.evaluate.latents import (
     linear_probe,
     token_contributions,
 )
-from softvq.evaluate.model import (
+from softvq.evaluate.pixels import box_masks, lpips, ms_ssim, psnr, ssim
+from softvq.evaluate.probe import Probe, ProbeConfig
+from softvq.evaluate.statistics import Statistics, open_statistics, save_statistics
+from softvq.evaluate.trained import (
     evaluate_generation,
     evaluate_latents,
     evaluate_reconstruction,
 )
-from softvq.evaluate.pixels import box_masks, lpips, ms_ssim, psnr, ssim
-from softvq.evaluate.probe import Probe, ProbeConfig
-from softvq.evaluate.statistics import Statistics, open_statistics, save_statistics
 
 __all__ = [
     "Cost",

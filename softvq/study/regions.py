@@ -6,23 +6,18 @@ region is erased, and does not mind a reconstruction that is brighter as a whole
 """
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from softvq import images
-from softvq.data import Store
-from softvq.errors import UserError
-from softvq.evaluate.model import read_masks
-from softvq.study.metadata import read_rows
-
-Box = tuple[float, float, float, float]
+from softvq.data import Marks, Store, find_marks, find_photos, read_masks
+from softvq.data.marks import COVERED
+from softvq.errors import SoftVQWarning, UserError
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B (ITU-R BT.601), as Pillow's "L"
-COVERED = 0.25  # of a pixel, from which it is inside: as evaluate.model.read_masks
-SIDES = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,83 +55,74 @@ def find_regions(
 ) -> list[Region]:
     """The regions of ``photos`` (of ``classes`` only, if given), in the photos' order.
 
-    source: the folder that the photos were listed from; their files' sizes are looked up there
-    masks:  a folder of pictures named and placed as the photos, .png, not black inside; each
-            connected part (corners touch) of a fitted mask is a region
-    boxes:  a CSV with the columns x1, y1, x2, y2, in the photo's pixels, right and bottom outside,
-            and those by which ``study.metadata.read_rows`` finds a row's photos: each row is a
-            region of every one of them
+    source: the folder that the photos were listed from
+    masks, boxes: as in :func:`softvq.data.find_marks`; with neither, the masks of an MVTec folder.
+            Each connected part (corners touch) of a fitted mask is a region, and each box
 
-    Masks and boxes must be of the upright photo, and are fitted as the photos are, by
-    ``images.fit`` in mode ``fit``: of a crop, what lies in the overhang is left out. A pixel is
-    inside where at least a quarter of it is; a box smaller than that has the one pixel that it
-    covers most.
+    Both are fitted as the photos are, by ``images.fit`` in mode ``fit``: of a crop, what lies in
+    the overhang is left out. A pixel is inside where at least a quarter of it is; a box smaller
+    than that has the one pixel that it covers most.
 
-    Raises UserError for both masks and boxes, for a damaged file, and if there is none for any
-    photo.
+    Where only held-out photos are marked, training photos have no regions, with a SoftVQWarning.
+    Raises UserError as ``find_marks`` does, and if masks or boxes were given and none is for any
+    of the photos.
     """
-    if masks is not None and boxes is not None:
-        raise UserError("regions come from masks or from boxes; give one of the two")
+    marks = find_marks(photos.names, source, masks, boxes)
     wanted = [
         i
         for i, label in enumerate(photos.labels)
         if classes is None or (photos.classes and photos.classes[label] in classes)
     ]
-    if masks is not None:
-        return list(_from_masks(photos, Path(source), Path(masks), wanted, fit))
-    if boxes is not None:
-        return list(_from_boxes(photos, Path(source), Path(boxes), wanted, fit))
-    return []
+    marked = [i for i in wanted if marks[i]]
+    given = masks or boxes
+    if given is not None and not marked:
+        if _held_out_alone(photos, source, masks, boxes):
+            warnings.warn(
+                f"{given}: marks held-out photos alone; of the training photos only the classes "
+                "are known",
+                SoftVQWarning,
+                stacklevel=2,
+            )
+            return []
+        if masks:
+            raise UserError(f"{masks}: no mask for any photo; name each as its photo, with .png")
+        raise UserError(
+            f"{boxes}: no box for any photo of a defect class; see its names and classes"
+        )
+    return [region for i in marked for region in _regions_of(i, marks[i], photos.size, fit)]
 
 
-def _from_masks(
-    photos: Store, source: Path, folder: Path, wanted: list[int], fit: str
-) -> Iterator[Region]:
+def _held_out_alone(
+    photos: Store, source: str | Path, masks: str | Path | None, boxes: str | Path | None
+) -> bool:
+    """Whether these are training photos, and held-out ones are marked."""
+    held_out = find_photos(source, "val").names
+    if not set(held_out).isdisjoint(photos.names):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SoftVQWarning)  # said already
+        return any(find_marks(held_out, source, masks, boxes))
+
+
+def _regions_of(photo: int, marks: Marks, size: tuple[int, int], fit: str) -> Iterator[Region]:
     from scipy.ndimage import label  # with scikit-image; takes a moment
 
-    if not any((folder / photos.names[i]).with_suffix(".png").is_file() for i in wanted):
-        raise UserError(f"{folder}: no mask for any photo; name each as its photo, with .png")
-    for i in wanted:
-        mask = read_masks(folder, [photos.names[i]], photos.size, fit)[0]
-        if not mask.any():
-            continue
-        scale = _scale(_file_size(source, photos.names[i]), photos.size, fit)
-        parts, count = label(mask, structure=np.ones((3, 3)))
+    scale = _scale(marks.size or size, size, fit)
+    for box in marks.boxes:
+        covered = box_cover(box[:4], marks.size or size, size, fit)
+        inside = (covered >= COVERED) | ((covered > 0) & (covered == covered.max()))
+        if inside.any():
+            yield _region(photo, inside, float(covered.sum()), scale)
+    if marks.mask:
+        parts, count = label(read_masks([marks], size, fit)[0], structure=np.ones((3, 3)))
         for part in range(1, count + 1):
             inside = parts == part
-            yield _region(i, inside, float(inside.sum()), scale)
-
-
-def _from_boxes(
-    photos: Store, source: Path, path: Path, wanted: list[int], fit: str
-) -> Iterator[Region]:
-    boxes = _read_boxes(path, photos)
-    if not any(boxes[i] for i in wanted):
-        raise UserError(
-            f"{path}: no box for any photo of a defect class; see its names and classes"
-        )
-    for i in (i for i in wanted if boxes[i]):
-        size = _file_size(source, photos.names[i])
-        for box in boxes[i]:
-            covered = box_cover(box, size, photos.size, fit)
-            inside = (covered >= COVERED) | ((covered > 0) & (covered == covered.max()))
-            if inside.any():
-                yield _region(i, inside, float(covered.sum()), _scale(size, photos.size, fit))
+            yield _region(photo, inside, float(inside.sum()), scale)
 
 
 def _region(photo: int, mask: np.ndarray, area: float, scale: tuple[float, float]) -> Region:
     diameter = math.sqrt(4 * area / math.pi)
     return Region(photo, mask, diameter, diameter / math.sqrt(scale[0] * scale[1]))
-
-
-def _file_size(source: Path, name: str) -> tuple[int, int]:
-    """Height and width of a photo's file, upright."""
-    path = source.expanduser() / name
-    try:
-        width, height = images.upright_size(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return height, width
 
 
 def _scale(file: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[float, float]:
@@ -146,12 +132,12 @@ def _scale(file: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[floa
 
 
 def box_cover(
-    box: Box, file: tuple[int, int], size: tuple[int, int], fit: str = "crop"
+    box: Sequence[float], file: tuple[int, int], size: tuple[int, int], fit: str = "crop"
 ) -> np.ndarray:
     """How much of each pixel [H, W] of the fitted photo a box covers, 0 to 1.
 
-    box in pixels of the photo file; ``file`` and ``size`` are (height, width), of the file and
-    fitted. The sum is the area of what is visible of the box.
+    box: left, top, right, bottom in pixels of the photo file; ``file`` and ``size`` are (height,
+    width), of the file and fitted. The sum is the area of what is visible of the box.
     """
     down, across = _scale(file, size, fit)
 
@@ -162,27 +148,6 @@ def box_cover(
 
     rows = along(box[1], box[3], file[0], size[0], down)
     return np.outer(rows, along(box[0], box[2], file[1], size[1], across))
-
-
-def _read_boxes(path: Path, photos: Store) -> list[list[Box]]:
-    """The boxes of every photo."""
-    splits = all(name.startswith(("train/", "val/")) for name in photos.names)
-    columns, rows = read_rows(path, photos.names, splits, bool(photos.classes))
-    missing = [column for column in SIDES if column not in columns]
-    if missing:
-        raise UserError(f"{path}: lacks the column {', '.join(missing)}")
-
-    def box(row: dict[str, str]) -> Box:
-        where = ",".join(row.values())
-        try:
-            left, top, right, bottom = (float(row[side]) for side in SIDES)
-        except ValueError:
-            raise UserError(f"{path}: a side is no number in the row {where}") from None
-        if not (left < right and top < bottom):
-            raise UserError(f"{path}: x1 < x2 and y1 < y2 must hold in the row {where}")
-        return left, top, right, bottom
-
-    return [[box(row) for row in some] for some in rows]
 
 
 def contrast_kept(original: np.ndarray, rebuilt: np.ndarray, mask: np.ndarray) -> float:

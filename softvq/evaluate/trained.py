@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from softvq import images
-from softvq.data import Crops, Store, fixed_batches
+from softvq.data import Crops, Store, find_marks, fixed_batches, read_masks
 from softvq.errors import UserError
 from softvq.evaluate.features import (
     BATCH,
@@ -49,21 +48,22 @@ def evaluate_reconstruction(
 ) -> dict[str, float]:
     """Means over the photos: psnr_db, ssim, lpips; with a network rfid or rfd (and rsfid).
 
-    ``masks``: a folder of pictures named and placed as the photos, not black inside; adds each
-    measure inside, over ``images_inside`` photos: those with a mask that is not empty.
+    ``masks``: a folder as in :func:`softvq.data.find_marks`; without, that of an MVTec folder. Adds
+    each measure inside, over ``images_inside`` photos: those with a mask that is not empty.
     """
     device = next(tokenizer.parameters()).device
     values: dict[str, list[np.ndarray]] = {}
     real = FeatureSet(network, keep=False) if network else None
     rebuilt = FeatureSet(network, keep=False) if network else None
+    marks = find_marks(photos.names, photos.root, masks)
+    marked = masks is not None or any(marks)
     done = 0
     for pixels, _ in fixed_batches(photos, BATCH):
         a = images.to_uint8(pixels)
         b = images.to_uint8(tokenizer.reconstruct(pixels.to(device)))
         regions: dict[str, np.ndarray | None] = {"": None}
-        if masks:
-            names = photos.names[done : done + len(a)]
-            regions["_inside"] = read_masks(masks, names, photos.size)
+        if marked:
+            regions["_inside"] = read_masks(marks[done : done + len(a)], photos.size)
         for where, mask in regions.items():
             values.setdefault(f"psnr{where}_db", []).append(psnr_per_image(a, b, mask))
             values.setdefault(f"ssim{where}", []).append(ssim_per_image(a, b, mask=mask))
@@ -75,35 +75,15 @@ def evaluate_reconstruction(
         done += len(a)
     joined = {name: np.concatenate(parts) for name, parts in values.items()}
     figures: dict[str, float] = {}
-    if masks:
+    if marked:
         figures["images_inside"] = int(np.isfinite(joined["ssim_inside"]).sum())
         if not figures["images_inside"]:
-            raise UserError(f"{masks}: no mask for any photo; name each as its photo, with .png")
+            place = masks or photos.root
+            raise UserError(f"{place}: no mask for any photo; name each as its photo, with .png")
     figures |= {name: float(np.nanmean(x)) for name, x in joined.items()}
     if real and rebuilt:
         figures |= frechet_distances(real.statistics, rebuilt, "r")
     return figures
-
-
-def read_masks(
-    folder: Path, names: list[str], size: tuple[int, int], fit: str = "crop"
-) -> np.ndarray:
-    """Masks [N, height, width] of photos: ``folder``/name.png, fitted as the photos are.
-
-    A pixel is inside where at least a quarter of it is; a photo without a file has an empty mask.
-    Raises UserError for a damaged mask.
-    """
-    masks = np.zeros((len(names), *size), dtype=bool)
-    for mask, name in zip(masks, names, strict=True):
-        path = (folder / name).with_suffix(".png")
-        if path.is_file():
-            try:
-                picture = np.asarray(images.load(path))
-            except images.BadImage as error:
-                raise UserError(str(error)) from None
-            inside = Image.fromarray(255 * picture.any(axis=2).astype(np.uint8)).convert("RGB")
-            mask[:] = np.asarray(images.fit(inside, size, fit))[..., 0] >= 64
-    return masks
 
 
 def evaluate_generation(
