@@ -9,11 +9,9 @@ as many of each class drawn from the training set, and uniform noise.
 """
 
 import argparse
-import math
 import tempfile
 
 import numpy as np
-from PIL import Image
 
 from softvq.data import open_store
 from softvq.evaluate.distances import frechet_distance
@@ -21,32 +19,8 @@ from softvq.evaluate.features import probe_features
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.evaluate.probe import Probe
 from softvq.pipeline import load_tokenizer, model_folder
+from softvq.study.baselines import coded
 from softvq.train.tokenizer import reconstruct_all
-
-
-def thumbnail(pictures: np.ndarray, numbers: int) -> tuple[np.ndarray, int]:
-    """Each picture reduced to the largest square of at most ``numbers`` values, and enlarged."""
-    side = math.isqrt(numbers // 3)
-    height, width = pictures.shape[1:3]
-    small = [Image.fromarray(p).resize((side, side), Image.Resampling.LANCZOS) for p in pictures]
-    back = [np.asarray(p.resize((width, height), Image.Resampling.BICUBIC)) for p in small]
-    return np.stack(back), side
-
-
-def principal_components(train: np.ndarray, pictures: np.ndarray, numbers: int) -> np.ndarray:
-    """Each picture as its first ``numbers`` components of the training pictures and mirror images.
-
-    Components are found in the space spanned by the photos, through their Gram matrix.
-    """
-    x = np.concatenate([train, train[:, :, ::-1]]).reshape(2 * len(train), -1).astype(np.float32)
-    mean = x.mean(0)
-    x -= mean
-    _, vectors = np.linalg.eigh(x @ x.T)
-    components = vectors[:, ::-1][:, :numbers].T @ x
-    components /= np.linalg.norm(components, axis=1, keepdims=True)
-    flat = pictures.reshape(len(pictures), -1) - mean
-    back = flat @ components.T @ components + mean
-    return back.round().clip(0, 255).astype(np.uint8).reshape(pictures.shape)
 
 
 def main() -> None:
@@ -62,8 +36,11 @@ def main() -> None:
         train = np.asarray(store.images)
         held_out = open_store(args.data, "val", size, cache, 1.0)
         originals, rebuilt = reconstruct_all(tokenizer, held_out)
-        small, side = thumbnail(originals, numbers)
-        components = principal_components(train, originals, numbers)
+        both = np.concatenate([train, train[:, :, ::-1]])  # and their mirror images
+        small, components = (
+            coded(kind, both, originals, 0, numbers, grey=False, most=len(both))
+            for kind in ("thumbnail", "pca")
+        )
     print(f"{len(originals)} held-out photos, {size[0]} x {size[1]}, {numbers} numbers each")
     print("| | PSNR dB | SSIM | FD |\n|---|---|---|---|")
     real = probe_features(probe, originals)
@@ -72,8 +49,10 @@ def main() -> None:
         return frechet_distance(real, probe_features(probe, pictures))
 
     rows = {
-        f"thumbnail {side} x {side}, enlarged": small,
-        f"{numbers} principal components of {2 * len(train):,} training pictures": components,
+        f"thumbnail {small.setting}, enlarged": small.rebuilt,
+        f"{components.floats} principal components of {len(both):,} training pictures": (
+            components.rebuilt
+        ),
         f"{config.tokens} x {config.channels} tokens": rebuilt,
     }
     for name, pictures in rows.items():

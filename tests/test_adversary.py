@@ -1,7 +1,6 @@
 """Discriminators, their losses, augmentation and regularisers: golden vectors and properties."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from vectors import BESIDE, HERE, Golden
+from vectors import Golden, found, named
 
 from softvq.errors import UserError
 from softvq.tokenizer import augment
@@ -38,15 +37,14 @@ from softvq.tokenizer.discriminator import (
 )
 
 
-def opened(*paths: Path):
-    """Parametrises ``golden`` with those of the files that are here."""
+def opened(pattern: str):
+    """Parametrises ``golden`` with the files of a kind that are here."""
 
-    def golden(path: Path) -> Golden:
-        if not path.with_suffix(".safetensors").is_file():
-            pytest.skip(f"{path} is not here")
-        return Golden(path)
+    @pytest.fixture(params=found(pattern), ids=named)
+    def golden(request):
+        return Golden(request.param)
 
-    return pytest.mark.parametrize("path", paths, ids=lambda p: p.parent.name), golden
+    return golden
 
 
 def check_gradients(golden: Golden, grads: dict[str, torch.Tensor], prefix: str) -> None:
@@ -60,12 +58,11 @@ def check_gradients(golden: Golden, grads: dict[str, torch.Tensor], prefix: str)
 
 # --- PatchGAN ---------------------------------------------------------------------------------
 
-both, read = opened(HERE / "patchgan", BESIDE / "patchgan")
+patchgan_golden = opened("patchgan*")
 
 
-@both
-def test_patchgan_golden(path):
-    golden = read(path)
+def test_patchgan_golden(patchgan_golden):
+    golden = patchgan_golden
     model = PatchGAN(golden.config["ndf"], golden.config["nl"])
     model.load_state_dict(golden.starting("sd."))
     golden.check("out.eval_logits", model.eval()(golden["in.x"]))
@@ -92,7 +89,7 @@ def test_patchgan_says_how_small_is_too_small(depth):
 
 # --- the discriminator on a frozen ViT --------------------------------------------------------
 
-_, read_dino = opened(BESIDE / "dino_disc")
+dino_golden = opened("dino_disc*")
 HEAD_NAMES = (
     ("1.fn.", "neighbours."), ("0.0.", "mix.0."), ("0.1.", "mix.1."), ("2.", "out."),
     ("weight_orig", "weight"),
@@ -109,8 +106,7 @@ def head_key(key: str) -> str:
     return f"heads.{index}.{rest.replace(*HEAD_NAMES[4])}"
 
 
-def golden_dino() -> tuple[Golden, DinoDiscriminator]:
-    golden = read_dino(BESIDE / "dino_disc")
+def dino_of(golden: Golden) -> DinoDiscriminator:
     given = golden.config
     vit = FrozenViT(given["hid"], given["depth"], given["heads"], taps=tuple(given["keys"]))
     state = vit_state(golden.starting("sd.dino."))
@@ -119,11 +115,11 @@ def golden_dino() -> tuple[Golden, DinoDiscriminator]:
     vit.load_state_dict(state)
     model = DinoDiscriminator(vit, given["ks"])
     model.load_state_dict({head_key(k): v for k, v in golden.starting("sd.disc.").items()})
-    return golden, model
+    return model
 
 
-def test_dino_golden():
-    golden, model = golden_dino()
+def test_dino_golden(dino_golden):
+    golden, model = dino_golden, dino_of(dino_golden)
     with torch.no_grad():
         for index, feature in enumerate(model.frozen[0].features(golden["in.x"])):
             golden.check(f"out.act{index}", feature)
@@ -258,22 +254,20 @@ def test_local_batch_norm_is_batch_norm_of_each_group(batch, size):
 
 # --- losses -----------------------------------------------------------------------------------
 
-losses, read_losses = opened(HERE / "gan_losses", BESIDE / "gan_losses")
+losses_golden = opened("gan_losses*")
 
 
-@losses
-def test_losses_golden(path):
-    golden = read_losses(path)
+def test_losses_golden(losses_golden):
+    golden = losses_golden
     real, fake = golden["in.real"][0], golden["in.fake"][0]
     golden.check("out.hinge_d_loss", hinge(real, fake))
     golden.check("out.vanilla_d_loss", logistic(real, fake))
     golden.check("out.hinge_gen_loss", linear(fake))
 
 
-@losses
-def test_non_saturating_loss_is_not_the_swapped_one(path):
+def test_golden_non_saturating_loss_is_not_the_swapped_one(losses_golden):
     """The recorded values are those of cross-entropy(logits=target, target=logits)."""
-    golden = read_losses(path)
+    golden = losses_golden
     real, fake = golden["in.real"][0], golden["in.fake"][0]
     ones, zeros = torch.ones_like(real), torch.zeros_like(fake)
     entropy = F.binary_cross_entropy_with_logits
@@ -299,9 +293,8 @@ def test_losses_point_the_right_way(name):
     assert (fake.grad < 0).all()
 
 
-@losses
-def test_lecam_golden(path):
-    golden = read_losses(path)
+def test_lecam_golden(losses_golden):
+    golden = losses_golden
     lecam = LeCam()
     rows = []
     for real, fake in zip(golden["in.real"], golden["in.fake"], strict=True):
@@ -311,9 +304,8 @@ def test_lecam_golden(path):
     assert lecam.state_dict().keys() == {"real", "fake"}
 
 
-@losses
-def test_adaptive_weight_golden(path):
-    golden = read_losses(path)
+def test_adaptive_weight_golden(losses_golden):
+    golden = losses_golden
     decoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 3, 3, padding=1))
     decoder.load_state_dict(golden.starting("sd."))
     reconstruction = decoder(golden["in.img"])
@@ -339,12 +331,11 @@ def test_adaptive_weight_in_closed_form():
 
 # --- DiffAugment ------------------------------------------------------------------------------
 
-augmented, read_augmented = opened(HERE / "diffaug", BESIDE / "diffaug")
+augment_golden = opened("diffaug*")
 
 
-@augmented
-def test_augment_golden(path):
-    golden = read_augmented(path)
+def test_augment_golden(augment_golden):
+    golden = augment_golden
     x = golden["in.x"]
     draws = {
         k: v.flatten()
@@ -355,9 +346,9 @@ def test_augment_golden(path):
     golden.check("out.saturation", augment.saturation(x, golden["in.r_sat"]))
     golden.check("out.contrast", augment.contrast(x, golden["in.r_con"]))
     golden.check("out.translation", augment.translation(x, draws["tx"], draws["ty"]))
-    for share in (0.2, 0.5):
-        row, column = draws[f"ox{share}"], draws[f"oy{share}"]
-        golden.check(f"out.cutout_{share}", augment.cutout(x, row, column, share))
+    for key, given in golden.results(r"out\.cutout_(?P<share>[\d.]+)").items():
+        row, column = draws[f"ox{given['share']}"], draws[f"oy{given['share']}"]
+        golden.check(key, augment.cutout(x, row, column, float(given["share"])))
 
 
 def test_translation_and_cutout_by_hand():

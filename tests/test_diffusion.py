@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
-from vectors import BESIDE, HERE, Golden
+from vectors import Golden, found, named, timesteps_of
 
 from softvq.errors import UserError
 from softvq.generator.diffusion import SCHEDULES, Diffusion, level_log_likelihood, normal_cdf
@@ -14,20 +14,23 @@ from softvq.generator.sampler import time_grid
 from softvq.generator.transformer import DiT, DiTConfig
 
 
-@pytest.fixture(scope="module", params=[HERE, BESIDE], ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=found("diffusion_schedules*"), ids=named)
 def golden(request):
-    path = request.param / "diffusion_schedules.safetensors"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here")
-    return Golden(path)
+    return Golden(request.param)
 
 
-@pytest.mark.parametrize(("spacing", "steps"), [("8", 8), ("250", 250), ("full", 1000)])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_golden_tables(golden, schedule, spacing, steps):
+def test_golden_tables(golden):
+    """Every schedule and spacing that the file holds."""
+    settings = golden.results(r"out\.(?P<schedule>\w+?)_(?P<spacing>[\w,]+)\.betas").values()
+    for schedule, spacing in {tuple(setting.values()) for setting in settings}:
+        check_tables(golden, schedule, spacing)
+
+
+def check_tables(golden: Golden, schedule: str, spacing: str) -> None:
     process, start = Diffusion(schedule=schedule), f"out.{schedule}_{spacing}."
-    times = time_grid(steps, process=process).flip(0)
-    t, s = times[1:], times[:-1]
+    k = timesteps_of(spacing)
+    t = (k.double() + 1) / 1000
+    s = torch.cat([t.new_zeros(1), t[:-1]])
     back = process.posterior(t, s)
     tables = {
         "betas": back.added,
@@ -41,10 +44,9 @@ def test_golden_tables(golden, schedule, spacing, steps):
     }
     kept = golden.starting(start)
     if "timestep_map" in kept:
-        assert torch.equal(process.clock(t).round().long(), kept.pop("timestep_map"))
+        assert torch.equal(k, kept.pop("timestep_map"))
     for name in kept:
         golden.check(start + name, tables[name])
-    assert "betas" in kept
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

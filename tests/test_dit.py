@@ -1,12 +1,13 @@
 """DiT and what it shares with SiT: golden vectors, layouts, options, maps, and the families."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from vectors import BESIDE, HERE, GoldenNet, random_net
+from vectors import BESIDE, HERE, GoldenNet, found, named, random_net, timesteps_of
 
 from softvq.errors import UserError
 from softvq.generator import mar
@@ -24,12 +25,9 @@ MAP = DiTConfig(16, 3, 4, width=16, depth=2, heads=2, patch=2)
 TINY_MAR = mar.MARConfig(6, 3, 4, width=16, depth=1, heads=2, head_width=16, head_depth=1, buffer=2)
 
 
-@pytest.fixture(scope="module", params=["dit_d2_h64", "dit_2d_p2"])
+@pytest.fixture(scope="module", params=found("dit_*"), ids=named)
 def golden(request):
-    path = BESIDE / f"{request.param}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here")
-    return GoldenNet(path, DiT)
+    return GoldenNet(request.param, DiT)
 
 
 def test_golden_forward(golden):
@@ -41,38 +39,55 @@ def test_golden_forward(golden):
 def test_golden_guidance(golden):
     """The reference's batch is the samples twice; we need one, and leave the null's variance."""
     net, x, y = golden.net, golden["in.xT"], golden["in.y_gen"]
-    t = torch.full((2,), 333)
+    t, null = torch.full((len(x),), 333), torch.full((len(x),), net.config.num_classes)
     with torch.no_grad():
         guided = Guided(net, 1.5, process=net.config.process)(x, t, y)
-        _, variance = split_channels(net(x, t, torch.full((2,), 1000)), x)
+        _, variance = split_channels(net(x, t, null), x)
     mean, _ = split_channels(guided, x)
-    null = torch.cat([mean, variance], channel_axis(x))
-    golden.check("out.forward_with_cfg", torch.cat([guided, null]))
+    unguided = torch.cat([mean, variance], channel_axis(x))
+    golden.check("out.forward_with_cfg", torch.cat([guided, unguided]))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_golden_samplers(golden, schedule):
-    process = Diffusion(schedule=schedule)
-    guided, times = Guided(golden.net, 1.5, process=process), time_grid(8, process=process)
-    x, y = golden["in.xT"], golden["in.y_gen"]
-    calls = []
-    handle = golden.net.register_forward_hook(lambda net, args, out: calls.append(len(args[0])))
-    x0 = SAMPLERS["ddpm"](guided, x, times, y, process, lambda step: golden["in.eps"][step][:2])
-    handle.remove()
-    golden.check(f"out.ddpm8_{schedule}_cfg1.5", x0)
-    assert calls == [4] * 8
-    golden.check(f"out.ddim8_{schedule}_cfg1.5", SAMPLERS["ddim"](guided, x, times, y, process))
+def test_golden_samplers(golden):
+    """On any schedule and spacing, of any scale: a result's name says which."""
+    x, y, calls = golden["in.xT"], golden["in.y_gen"], []
+    made = golden.results(
+        r"out\.(?P<sampler>ddpm|ddim)(?P<spacing>(ddim)?\d+(,\d+)*)_(?P<schedule>\w+)"
+        r"_cfg(?P<scale>[\d.]+)"
+    )
+    for key, given in made.items():
+        process = Diffusion(schedule=given["schedule"])
+        guided = Guided(golden.net, float(given["scale"]), process=process)
+        timesteps = timesteps_of(given["spacing"]).flip(0)
+        times = torch.cat([(timesteps.double() + 1) / process.steps, torch.zeros(1)])
+        calls.clear()
+        hook = golden.net.register_forward_hook(lambda net, args, out: calls.append(len(args[0])))
+        sampler = SAMPLERS[given["sampler"]]
+        noise = lambda step: golden["in.eps"][step][: len(x)]  # noqa: E731
+        golden.check(key, sampler(guided, x, times, y, process, noise))
+        hook.remove()
+        copies = 2 if guided.guides else 1
+        assert calls == [copies * len(x)] * len(timesteps)
+
+
+def training_labels(golden: GoldenNet) -> torch.Tensor:
+    """Not in the file, but which rows of the table have a gradient is; their order is tried."""
+    table = golden["grad.y_embedder.embedding_table.weight"]
+    touched = table.abs().sum(1).nonzero().flatten().tolist()
+    x0, noise, t = golden["in.x0"], golden["in.noise"], (golden["in.t_train"].double() + 1) / 1000
+    orders = itertools.product(touched, repeat=len(x0))
+    candidates = [torch.tensor(y) for y in orders if set(y) == set(touched)]
+    with torch.no_grad():
+        losses = [denoising_loss(golden.net, Diffusion(), x0, y, t, noise) for y in candidates]
+    errors = [(loss - golden["out.train_linear_loss"]).abs().max() for loss in losses]
+    return candidates[int(torch.stack(errors).argmin())]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_golden_losses_and_gradients(golden, schedule):
     process, net = Diffusion(schedule=schedule), golden.net
-    x0, noise = golden["in.x0"], golden["in.noise"]
-    # The labels are not in the file, but in which rows of the table have a gradient.
-    touched = golden["grad.y_embedder.embedding_table.weight"].abs().sum(1).nonzero().flatten()
-    y = torch.tensor([3, 500, 42])
-    assert sorted(y.tolist()) == touched.tolist()
-    for name, k in {"train_t0": torch.zeros(3), "train": golden["in.t_train"]}.items():
+    x0, noise, y = golden["in.x0"], golden["in.noise"], training_labels(golden)
+    for name, k in {"train_t0": torch.zeros(len(x0)), "train": golden["in.t_train"]}.items():
         t = (k.double() + 1) / 1000
         loss = denoising_loss(net, process, x0, y, t, noise)
         golden.check(f"out.{name}_{schedule}_loss", loss)
@@ -91,11 +106,10 @@ def test_golden_losses_and_gradients(golden, schedule):
 
 @pytest.mark.parametrize("kind", [SiT, DiT])
 def test_official_checkpoint(kind, tmp_path):
-    name = f"{kind.__name__.lower()}_d2_h64"
-    folder = BESIDE / f"hub_{name}"
+    folder = BESIDE / f"hub_{kind.__name__.lower()}_d2_h64"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
-    golden = GoldenNet(BESIDE / f"{name}.safetensors", kind)
+    golden = GoldenNet(BESIDE / f"{folder.name.removeprefix('hub_')}.safetensors", kind)
     net = kind.from_pretrained(folder)
     assert not net.training and net.config == replace(golden.net.config, label_dropout=0.1)
     assert type(load_generator(folder)) is kind

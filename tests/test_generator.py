@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vectors import BESIDE, HERE, GoldenNet, random_net
+from vectors import GoldenNet, found, named, random_net
 
 from softvq.errors import UserError
 from softvq.generator.diffusion import Diffusion
@@ -27,18 +27,9 @@ from softvq.generator.transformer import SiT, SiTConfig
 euler, heun = SAMPLERS["euler"], SAMPLERS["heun"]
 TINY = SiTConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)
 
-GOLDEN = [
-    HERE / "sit_d2_h64.safetensors",
-    BESIDE / "sit_d2_h64.safetensors",
-    BESIDE / "sit_d2_h64_naive_qknorm.safetensors",
-    BESIDE / "sit_2d_p2.safetensors",
-]
 
-
-@pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.fixture(scope="module", params=found("sit_*"), ids=named)
 def golden(request):
-    if not request.param.is_file():
-        pytest.skip(f"{request.param} is not here")
     return GoldenNet(request.param, SiT)
 
 
@@ -68,32 +59,35 @@ def test_golden_losses_and_gradients(golden, name):
 
 
 def test_golden_ode_samplers(golden):
-    net, x, y, times = golden.net, golden["in.xT"], golden["in.y_gen"], time_grid(8)
-    golden.check("out.euler8_cfg1.0", euler(net, x, times, y))
-    golden.check("out.euler8_cfg1.5_heun0", euler(Guided(net, 1.5), x, times, y))
-    golden.check("out.euler8_cfg1.5_heun1", heun(Guided(net, 1.5), x, times, y))
-    interval = Guided(net, 1.5, (0.2, 0.7))
-    golden.check("out.euler8_cfg1.5_low0.2_high0.7", euler(interval, x, times, y))
+    """Of any number of steps, scale and interval: a result's name says which."""
+    x, y = golden["in.xT"], golden["in.y_gen"]
+    made = golden.results(
+        r"out\.euler(?P<steps>\d+)_cfg(?P<scale>[\d.]+)(_heun(?P<heun>[01]))?"
+        r"(_low(?P<low>[\d.]+)_high(?P<high>[\d.]+))?"
+    )
+    for key, given in made.items():
+        interval = float(given["low"] or 0), float(given["high"] or 1)
+        guided = Guided(golden.net, float(given["scale"]), interval)
+        sampler = heun if given["heun"] == "1" else euler
+        golden.check(key, sampler(guided, x, time_grid(int(given["steps"])), y))
 
 
 def test_golden_sde_sampler(golden):
-    x, y, times = golden["in.xT"], golden["in.y_gen"], time_grid(8, last=0.04)
-
-    def sample(net, process):
-        return SAMPLERS["euler_maruyama"](
-            net, x, times, y, PROCESSES[process](), lambda i: golden["in.eps"][i]
-        )
-
-    guided = Guided(golden.net, 1.5)
-    golden.check("out.em8_cfg1.0_linear", sample(golden.net, "linear"))
-    golden.check("out.em8_cfg1.5_linear", sample(guided, "linear"))
-    golden.check("out.em8_cfg1.5_cosine", sample(guided, "cosine"))
-    # The reference's own script makes 4n evaluations a step for this same result.
-    calls = []
-    hook = golden.net.register_forward_hook(lambda net, args, out: calls.append(args[0].shape[0]))
-    golden.check("out.em8_cfg1.5_linear_generate_sit_4n", sample(guided, "linear"))
-    hook.remove()
-    assert calls == [2 * x.shape[0]] * 8
+    x, y, calls = golden["in.xT"], golden["in.y_gen"], []
+    made = golden.results(
+        r"out\.em(?P<steps>\d+)_cfg(?P<scale>[\d.]+)_(?P<process>linear|cosine)(_generate_sit_4n)?"
+    )
+    sampler = SAMPLERS["euler_maruyama"]
+    for key, given in made.items():
+        guided, process = Guided(golden.net, float(given["scale"])), PROCESSES[given["process"]]()
+        times = time_grid(int(given["steps"]), last=0.04)
+        calls.clear()
+        hook = golden.net.register_forward_hook(lambda net, args, out: calls.append(len(args[0])))
+        golden.check(key, sampler(guided, x, times, y, process, lambda i: golden["in.eps"][i]))
+        hook.remove()
+        # The reference's own script makes 4n evaluations a step for the same result.
+        copies = 2 if guided.guides else 1
+        assert calls == [copies * len(x)] * int(given["steps"])
 
 
 def test_new_net_predicts_zero():

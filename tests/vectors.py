@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 
+from softvq.generator.diffusion import Diffusion
+from softvq.generator.sampler import time_grid
 from softvq.generator.transformer import SiT, TokenTransformer
 
 # The first folder is in the repository and holds parts of some files; the other holds everything,
@@ -14,6 +18,18 @@ from softvq.generator.transformer import SiT, TokenTransformer
 HERE = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "model"
 BESIDE = Path(os.environ.get("SOFTVQ_GOLDEN", BESIDE))
+SUFFIX = ".safetensors"
+
+
+class Comparison(NamedTuple):
+    """One tensor beside a golden one: ``ratio`` is the worst error over what is allowed."""
+
+    file: str
+    tensor: str
+    ratio: float
+
+
+COMPARISONS: list[Comparison] = []  # of this process; tools/golden_tables.py prints them
 
 
 class Golden:
@@ -21,7 +37,7 @@ class Golden:
 
     def __init__(self, path: Path):
         self.name = f"{path.parent.name}/{path.stem}"
-        with safe_open(path.with_suffix(".safetensors"), "pt") as file:
+        with safe_open(path, "pt") as file:
             self.tensors = {key: file.get_tensor(key) for key in file.keys()}
             metadata = file.metadata()
         if "tolerances" in metadata:
@@ -42,11 +58,21 @@ class Golden:
         assert found
         return found
 
+    def results(self, pattern: str) -> dict[str, dict[str, str | None]]:
+        """The keys that match a pattern whole, each with what its named groups matched.
+
+        A key says how its tensor was made: ``out.ddim20_linear_cfg1.5``.
+        """
+        matches = {key: re.fullmatch(pattern, key) for key in self.tensors}
+        found = {key: match.groupdict() for key, match in matches.items() if match}
+        assert found, f"{self.name}: no {pattern}"
+        return found
+
     def check(self, key: str, value: torch.Tensor) -> None:
         assert value.shape == self[key].shape
         error = (value.double() - self[key].double()).abs().max().item()
         ratio = error / self.tolerances[key]
-        print(f"{self.name:40} {key:50} {ratio:8.4f}")
+        COMPARISONS.append(Comparison(self.name, key, ratio))
         assert ratio <= 1, f"{key}: off by {error}, {self.tolerances[key]} allowed"
 
 
@@ -59,7 +85,7 @@ class GoldenNet(Golden):
         config = net_class.config_class(
             tokens=official["T"] if official["vae_1d"] else official["T"] ** 2,
             channels=official["C"],
-            num_classes=1000,
+            num_classes=len(self["sd.y_embedder.embedding_table.weight"]) - 1,
             width=official["hid"],
             depth=official["depth"],
             heads=official["heads"],
@@ -69,6 +95,40 @@ class GoldenNet(Golden):
         self.net = net_class(config).eval()
         self.positions = self.net.pos_embed.clone()
         self.net.load_state_dict(self.starting("sd."))
+
+
+def found(pattern: str) -> list[Path]:
+    """The golden files of a kind in both folders."""
+    return [path for folder in (HERE, BESIDE) for path in sorted(folder.glob(pattern + SUFFIX))]
+
+
+def named(path: Path) -> str:
+    """A golden file's name in a test's."""
+    return f"{path.parent.parent.name}-{path.stem}"
+
+
+def timesteps_of(spacing: str, total: int = 1000) -> torch.Tensor:
+    """Rising timesteps that a spacing keeps (Nichol & Dhariwal 2021 and their published code).
+
+    ``full`` keeps all; ``13`` thirteen of even distance; ``10,5,3`` ten of the first third, five of
+    the second, three of the last; ``ddim20`` every n-th from 0, for the n that makes 20.
+    """
+    if spacing == "full":
+        return torch.arange(total)
+    if spacing.startswith("ddim"):
+        kept = (torch.arange(0, total, n) for n in range(1, total))
+        return next(k for k in kept if len(k) == int(spacing.removeprefix("ddim")))
+    if "," not in spacing:  # what the library itself makes
+        process = Diffusion(steps=total)
+        return process.clock(time_grid(int(spacing), process=process)[:-1]).round().long().flip(0)
+    counts = [int(count) for count in spacing.split(",")]
+    sizes = [total // len(counts) + (i < total % len(counts)) for i in range(len(counts))]
+    starts = [sum(sizes[:i]) for i in range(len(counts))]
+    sections = [
+        start + torch.linspace(0, size - 1 if count > 1 else 0, count, dtype=torch.float64).round()
+        for start, size, count in zip(starts, sizes, counts, strict=True)
+    ]
+    return torch.cat(sections).long()
 
 
 def random_net(config, net_class: type[TokenTransformer] = SiT) -> TokenTransformer:

@@ -1,4 +1,4 @@
-"""How close two pictures are: PSNR, SSIM, MS-SSIM, LPIPS, over all of them or inside masks.
+"""How close two pictures are: PSNR, SSIM, LPIPS, over all of them or inside masks.
 
 Every function takes two batches of colour pictures of one shape, numpy or torch, each either
 uint8 in 0..255 or floats in [-1, 1]; channels may come first or last. The ``*_per_image``
@@ -136,19 +136,6 @@ def _windows(size: int) -> Tensor:
     return torch.stack(rows) / weights.sum()
 
 
-def ms_ssim_per_image(a: Pictures, b: Pictures) -> np.ndarray:
-    """SSIM over five scales, [B] (Wang et al. 2003); borders by reflection, as in torchmetrics.
-
-    ValueError below 161 pixels a side: the fifth scale must hold a window.
-    """
-    # Imported here: with its dependencies torchmetrics takes seconds.
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
-    x, y = _pair(a, b, smallest=(WINDOW - 1) * 2**4 + 1)
-    values = multiscale_structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
-    return values.cpu().numpy()
-
-
 @torch.no_grad()
 def lpips_per_image(a: Pictures, b: Pictures, network: LPIPS, mask: Masks = None) -> np.ndarray:
     """Perceptual distance of each pair, [B], 0 for equal ones (Zhang et al. 2018).
@@ -175,11 +162,6 @@ def psnr(a: Pictures, b: Pictures, mask: Masks = None) -> float:
 def ssim(a: Pictures, b: Pictures, border: str = "crop", mask: Masks = None) -> float:
     """Mean of :func:`ssim_per_image`."""
     return _over_images(ssim_per_image(a, b, border, mask))
-
-
-def ms_ssim(a: Pictures, b: Pictures) -> float:
-    """Mean of :func:`ms_ssim_per_image`."""
-    return float(ms_ssim_per_image(a, b).mean())
 
 
 def lpips(a: Pictures, b: Pictures, network: LPIPS, mask: Masks = None) -> float:

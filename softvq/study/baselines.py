@@ -48,21 +48,27 @@ class Coded:
 
 
 def coded(
-    kind: str, train: np.ndarray, photos: np.ndarray, bytes: int, floats: int, grey: bool
+    kind: str,
+    train: np.ndarray,
+    photos: np.ndarray,
+    bytes: int,
+    floats: int,
+    grey: bool,
+    most: int | None = None,
 ) -> Coded:
     """``photos``, uint8 [M, H, W, 3], as a baseline keeps them within a budget for each photo.
 
     ``jpeg`` and ``webp`` take the highest quality whose file is at most ``bytes``, photo by photo.
     ``thumbnail`` keeps at most ``floats`` pixel values, and ``pca`` as many coefficients on the
-    principal components of ``train``, uint8 [N, H, W, 3]. With ``grey`` all channels are equal, and
-    only one is kept. Raises UserError for another kind.
+    principal components of ``train``, uint8 [N, H, W, 3], of which it learns from ``most``. With
+    ``grey`` all channels are equal, and only one is kept. Raises UserError for another kind.
     """
     if kind in CODECS:
         return _file(kind, photos, bytes, grey)
     if kind == "thumbnail":
         return _thumbnail(photos, floats, grey)
     if kind == "pca":
-        return _pca(train, photos, floats, grey)
+        return _pca(train, photos, floats, grey, most or MOST_TRAINING)
     raise UserError(f"unknown baseline '{kind}'; known: {', '.join(BASELINES)}")
 
 
@@ -132,7 +138,7 @@ def _reduced(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * side / longer)), max(1, round(width * side / longer))
 
 
-def _pca(train: np.ndarray, photos: np.ndarray, budget: int, grey: bool) -> Coded:
+def _pca(train: np.ndarray, photos: np.ndarray, budget: int, grey: bool, most: int) -> Coded:
     """Principal components by the N x N Gram matrix of the training photos (Sirovich 1987).
 
     With the centred training photos X [N, D] and X X' = U S^2 U', the components are the rows of
@@ -140,7 +146,7 @@ def _pca(train: np.ndarray, photos: np.ndarray, budget: int, grey: bool) -> Code
     """
     if train.shape[1:] != photos.shape[1:]:
         raise ValueError(f"training photos are {train.shape[1:]}, the others {photos.shape[1:]}")
-    chosen = np.linspace(0, len(train) - 1, min(len(train), MOST_TRAINING)).round().astype(int)
+    chosen = np.linspace(0, len(train) - 1, min(len(train), most)).round().astype(int)
     known = _flat(train[chosen], grey)
     flat = _flat(photos, grey)
 

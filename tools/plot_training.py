@@ -1,6 +1,6 @@
 """Train and held-out curves of a run in one picture.
 
-    python benchmarks/plot_training.py RUN OUT.png
+    python tools/plot_training.py RUN OUT.png
 
 RUN is a run's folder, or one with its metrics.jsonl. A tokenizer's run gives PSNR, a generator's
 run its loss, a probe's its accuracy.

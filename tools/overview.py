@@ -1,6 +1,6 @@
 """What the shipped model does, in two pictures.
 
-    python benchmarks/overview.py docs/overview.png docs/worst.png
+    python tools/overview.py docs/overview.png docs/worst.png
 
 The first: held-out crops of the built-in photos, one of each, their reconstructions, and generated
 pictures, one class a column. The second: the held-out crops that it reconstructs worst.

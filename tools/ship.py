@@ -1,6 +1,6 @@
 """Put finished runs into the package, in float16: what "shipped" stands for everywhere.
 
-    python benchmarks/ship.py GENERATOR_RUN TOKENIZER_RUN PROBE_RUN
+    python tools/ship.py GENERATOR_RUN TOKENIZER_RUN PROBE_RUN
 
 Each part takes its weights, its recipe and its whole log along; of the photos' folder the recipe
 keeps the name alone.
