@@ -5,6 +5,7 @@ The only module that knows pixel ranges: files hold 0..255, models see float32 i
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import threading
@@ -119,7 +120,8 @@ def _decoded(path: Path, min_side: int, max_pixels: int) -> Iterator[Image.Image
     # Damaged bytes surface in Pillow as OSError, ValueError, SyntaxError, struct.error, KeyError,
     # OverflowError and more, so the list is open.
     except Exception as error:  # noqa: BLE001
-        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Pillow
+        # Of the system, not of Pillow; an absurd offset in the file is an "invalid argument".
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise BadImage(path, f"cannot be read: {error.strerror}") from None
         text = " ".join(str(error).split()) or type(error).__name__
         reason = "truncated" if "truncated" in text.lower() else f"damaged: {text}"
@@ -424,7 +426,10 @@ def grid(
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG so that a reader sees the old file or the whole new one; makes the folder."""
+    """Write a PNG so that a reader sees the old file or the whole new one; makes the folder.
+
+    Raises UserError if the disk is full.
+    """
     with replacing(path, durable=False) as partial:
         image.save(partial, format="PNG")
 

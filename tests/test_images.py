@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.fuzz import load_mutants
 from PIL import Image, ImageFile
 
 from softvq import images
@@ -114,6 +115,12 @@ def test_random_damage_raises_nothing_but_bad_image(tmp_path):
             except images.BadImage:
                 refused += 1
     assert refused > 50
+
+
+@pytest.mark.filterwarnings("ignore:photos of 16 bits")
+def test_mutants_of_every_kind_are_loaded_or_refused(tmp_path):
+    outcomes, _ = load_mutants(640, 0, tmp_path)
+    assert outcomes.total() == 640 and outcomes["loaded"] > 50 and len(outcomes) > 4
 
 
 def test_no_warning_reaches_stderr(tmp_path):
@@ -538,3 +545,13 @@ def test_large_photos_of_many_threads_take_turns(tmp_path, monkeypatch):
     assert most[0] == 2
     monkeypatch.setattr(images, "_ROOM", images._Room(1))  # too large for any: alone
     assert images.load(tmp_path / "a.png").size == (WIDTH, HEIGHT)
+
+
+def test_save_png_writes_through_no_link(tmp_path):
+    images.save_png(picture(), tmp_path / "mine.png")
+    before = (tmp_path / "mine.png").read_bytes()
+    for name in ("a.png", "a.png.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "mine.png")
+    images.save_png(picture(9, 9), tmp_path / "a.png")
+    assert (tmp_path / "mine.png").read_bytes() == before
+    assert images.load(tmp_path / "a.png").size == (9, 9)

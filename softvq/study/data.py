@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from softvq import images
-from softvq.data import Store, find_photos, open_store
+from softvq.data import Store, find_photos, open_store, split_of
 from softvq.errors import UserError
 from softvq.io import unknown_key
 from softvq.study.copies import find_duplicates, find_leaks, find_near_duplicates, look
@@ -197,10 +197,8 @@ def _metadata(
 
 
 def _is_split(train: Store, val: Store) -> bool:
-    """Whether the splits are folders train/ and val/, rather than drawn."""
-    return all(name.startswith("train/") for name in train.names) and all(
-        name.startswith("val/") for name in val.names
-    )
+    """Whether the splits are folders, as train/ and val/, rather than drawn."""
+    return all(map(split_of, train.names + val.names))
 
 
 def _groups(names: list[str], table: Metadata | None, group: str | None) -> list[str]:
