@@ -1,0 +1,577 @@
+"""Every option of every command: its name, type, choices, default and a sentence of help, once.
+
+A command is a dataclass. Its keyword-only fields are flags (``decode_batch``: ``--decode-batch``),
+its positional fields arguments; the docstring under a field is its help, that of the class the
+command's, with examples. Needs no torch, so that ``softvq --help`` is instant.
+:mod:`softvq.parser` makes a command line of it; :mod:`softvq.cli` says which class is which
+command.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from softvq.errors import UserError
+
+BATCH = 64
+MOST = 2**31 - 1
+DATA = "a folder of photos (a class is a first-level subfolder), or 'builtin'"
+
+
+# ---- how values are written ----
+
+
+@dataclass(frozen=True)
+class Value:
+    """How an option's value is written: ``name`` in the help; ``read`` makes it of ``words`` words.
+
+    ``read`` raises UserError with the end of a sentence that begins with the option's name.
+    ``write`` is its inverse, for a default in the help.
+    """
+
+    name: str
+    read: Callable[..., Any]
+    words: int = 1
+    write: Callable[[Any], str] | None = None
+
+
+def text(word: str) -> str:
+    """What names a file, a class or a column: any text but an empty one."""
+    if not word.strip():
+        raise UserError("must not be empty")
+    if "\0" in word:
+        raise UserError("must not hold a zero byte")
+    try:
+        word.encode("utf-8", "surrogateescape")  # as the system encodes the names of files
+    except UnicodeEncodeError:
+        raise UserError(f"{word!a} is not a text that names anything") from None
+    return word
+
+
+def count(word: str) -> int:
+    """A whole number of 1 or more."""
+    return _whole(word, 1)
+
+
+def seed(word: str) -> int:
+    """A whole number of 0 or more."""
+    return _whole(word, 0)
+
+
+def _whole(word: str, least: int) -> int:
+    if not (word.isascii() and word.isdigit()) or int(word[:20]) < least:
+        raise UserError(f"'{word}' is not a whole number of {least} or more")
+    if len(word) > 20 or int(word) > MOST:
+        raise UserError(f"'{word}' is too large; the most is {MOST:,}")
+    return int(word)
+
+
+def words(word: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(part.strip() for part in word.split(",") if part.strip())
+    if not found:
+        raise UserError(f"'{word}' names nothing; give one or more, with commas between them")
+    return found
+
+
+def counts(word: str) -> tuple[int, ...]:
+    """Whole numbers of 1 or more with commas between them."""
+    return tuple(count(part) for part in words(word))
+
+
+def duration(word: str) -> float:
+    """Seconds: 90s, 30m, 2h, or a bare number of minutes."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    unit = word[-1:] if word[-1:] in units else "m"
+    return positive(word.removesuffix(unit)) * units[unit]
+
+
+def pixels(word: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH, or one number for both."""
+    height, _, width = word.partition("x")
+    return count(height), count(width or height)
+
+
+def number(word: str) -> float:
+    """Any number but infinity and NaN."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"'{word}' is not a number")
+    return value
+
+
+def positive(word: str) -> float:
+    """A number above 0."""
+    try:
+        value = number(word)
+    except UserError:
+        value = 0.0
+    if value <= 0:
+        raise UserError(f"'{word}' is not a number above 0")
+    return value
+
+
+def interval(low: str, high: str) -> tuple[float, float]:
+    """Two times, 0 <= low < high <= 1."""
+    times = number(low), number(high)
+    if not 0 <= times[0] < times[1] <= 1:
+        raise UserError(f"{low} {high} is not an interval of times, 0 <= LOW < HIGH <= 1")
+    return times
+
+
+Name = Annotated[str, Value("NAME", text)]
+File = Annotated[str, Value("FILE", text)]
+Folder = Annotated[str, Value("FOLDER", text)]
+Count = Annotated[int, Value("N", count)]
+Counts = Annotated[tuple[int, ...], Value("N,N,..", counts)]
+Words = Annotated[tuple[str, ...], Value("NAME,NAME,..", words)]
+Duration = Annotated[float, Value("TIME", duration, write=lambda s: f"{s / 60:g}m")]
+Pixels = Annotated[tuple[int, int], Value("PIXELS", pixels, write=lambda x: f"{x[0]}x{x[1]}")]
+Number = Annotated[float, Value("NUMBER", number)]
+Positive = Annotated[float, Value("NUMBER", positive)]
+Seed = Annotated[int, Value("N", seed)]
+Interval = Annotated[tuple[float, float], Value("LOW HIGH", interval, words=2)]
+
+
+# ---- what commands share ----
+
+
+@dataclass(kw_only=True)
+class Long:
+    """What every command takes that may run for long."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the networks run; auto is the accelerator if there is one."""
+    json: bool = False
+    """Print the result as one line of JSON, and everything else on stderr."""
+    quiet: bool = False
+    """Print errors and, with --json, the result; nothing else."""
+    dry_run: bool = False
+    """Print what would be done (photos, classes, split, size, time), and do nothing."""
+
+
+@dataclass(kw_only=True)
+class OfTokenizer:
+    """Of a command that opens a tokenizer."""
+
+    tokenizer: Folder = "shipped"
+    """Directory of a trained tokenizer or of an autoencoder of diffusers (AutoencoderKL,
+    AutoencoderDC), or 'shipped'."""
+    size: Pixels | None = None
+    """Pixels of an autoencoder of diffusers, HEIGHTxWIDTH or one number; by default its
+    sample_size."""
+
+
+@dataclass(kw_only=True)
+class OfPhotos:
+    """Of a command that reads photos."""
+
+    data: Folder
+    """A folder of photos (a class is a first-level subfolder), or 'builtin'."""
+
+
+@dataclass(kw_only=True)
+class OfSplit(OfPhotos):
+    """Of a command that measures photos."""
+
+    split: Literal["train", "val", "all"] = "val"
+    """Which of the photos; val are the held-out ones."""
+
+
+@dataclass(kw_only=True)
+class OfFeatures:
+    """Of a command that can measure distances."""
+
+    features: Folder | None = None
+    """What distances are measured on: 'shipped' or a directory of a trained probe, of a vision
+    model of transformers, or the weight file of the FID Inception network; nothing by default."""
+    preprocessing: Literal["tf", "pytorch"] = "tf"
+    """Inception's resize: TensorFlow's, or that of pytorch-fid."""
+
+
+@dataclass(kw_only=True)
+class OfSampling:
+    """How pictures are drawn. What is not given is as the generator does it by itself."""
+
+    steps: Count | None = None
+    """Sampling steps."""
+    guidance: Number | None = None
+    """Guidance scale; 1 is none."""
+    interval: Interval | None = None
+    """Times between which guidance acts, 0 data and 1 noise; by default all of them."""
+    sampler: Name | None = None
+    """Name of the sampler: euler, heun, euler_maruyama, dpm++, ddim and others."""
+    temperature: Number | None = None
+    """Temperature of a MAR's tokens; 1 by default."""
+    head_steps: Count | None = None
+    """Sampling steps of a MAR's head."""
+    seed: Seed = 0
+    """The same seed draws the same pictures."""
+
+
+@dataclass(kw_only=True)
+class ToPictures:
+    """Where pictures go."""
+
+    out: Folder | None = None
+    """Folder for the pictures, as PNG files."""
+    npz: File | None = None
+    """In place of --out: one array of all pictures, and their labels; a stopped command goes on
+    when repeated, and torchrun may start it in several processes."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "out", "npz", required=True)
+
+
+@dataclass(kw_only=True)
+class Training(Long):
+    """Of a command that trains."""
+
+    overrides: Annotated[tuple[str, ...], Value("KEY=VALUE", text)] = field(
+        kw_only=False, default=()
+    )
+    """Values of the recipe to change, as key.subkey=value; they come last."""
+    data: Folder | None = None
+    """A folder of photos (a class is a first-level subfolder), or 'builtin'; by default the
+    recipe's data.source."""
+    out: Folder
+    """Folder of the run; a stopped run goes on when its command is repeated."""
+
+
+def one_of(options: Any, *names: str, required: bool = False) -> None:
+    """Raises UserError if more than one of the options is given, or none and one is required."""
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    given = [flag for flag, name in zip(flags, names, strict=True) if getattr(options, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other; give one of them")
+    if required and not given:
+        raise UserError(f"give {' or '.join(flags)}")
+
+
+# ---- the commands ----
+
+
+@dataclass(kw_only=True)
+class Demo(Long):
+    """Show all of it on photos that are at hand, and write a report.
+
+    softvq demo --out demo
+    """
+
+    out: Folder
+    """Folder for the report and the training run."""
+    minutes: Positive = 2.0
+    """How long to fine-tune."""
+
+
+@dataclass(kw_only=True)
+class TrainTokenizer(Training):
+    """Train a tokenizer on photos; a stopped run goes on when its command is repeated.
+
+    softvq train tokenizer --data photos --out runs/tokenizer train.images=200000
+    softvq train tokenizer --init shipped --data photos --out runs/tuned train.images=20000
+    """
+
+    recipe: File = "small"
+    """Name of a shipped recipe (see `softvq recipes`), or a YAML file."""
+    init: Folder | None = None
+    """Directory of a tokenizer to start from, or 'shipped'."""
+    decoder_only: bool = False
+    """Leave the tokens of --init as they are: generators of them stay valid."""
+
+
+@dataclass(kw_only=True)
+class TrainGenerator(Training):
+    """Train a generator on a tokenizer's tokens; a stopped run goes on when repeated.
+
+    softvq train generator --tokenizer runs/tokenizer --data photos --out runs/generator
+    """
+
+    recipe: File = "small-generator"
+    """Name of a shipped recipe (see `softvq recipes`), or a YAML file."""
+    tokenizer: Folder | None = None
+    """Directory of a trained tokenizer, or 'shipped'; by default the recipe's."""
+
+
+@dataclass(kw_only=True)
+class TrainProbe(Training):
+    """Train the classifier on whose features distances are measured; a stopped run goes on.
+
+    softvq train probe --data photos --out runs/probe
+    """
+
+    recipe: File = "probe"
+    """Name of a shipped recipe (see `softvq recipes`), or a YAML file."""
+
+
+@dataclass(kw_only=True)
+class Encode(OfTokenizer, OfPhotos, Long):
+    """Write the tokens of photos, with names and labels, to safetensors files.
+
+    softvq encode --data photos --out tokens
+    """
+
+    out: Folder
+    """Folder for the tokens."""
+
+
+@dataclass(kw_only=True)
+class Decode(ToPictures, OfTokenizer, Long):
+    """Turn a folder of tokens back into pictures.
+
+    softvq decode tokens --out pictures
+    """
+
+    tokens: Folder = field(kw_only=False)
+    """Folder that `softvq encode` or `softvq generate` wrote."""
+
+
+@dataclass(kw_only=True)
+class Reconstruct(OfTokenizer, Long):
+    """Write photos beside their reconstructions.
+
+    softvq reconstruct --data photo.jpg --out pictures
+    """
+
+    data: Folder
+    """A photo, or a folder of photos (a class is a first-level subfolder), or 'builtin'."""
+    out: Folder
+    """Folder for the pictures."""
+    scale: Count = 2
+    """Enlarge the pictures this many times."""
+
+
+@dataclass(kw_only=True)
+class Generate(ToPictures, OfSampling, Long):
+    """Draw new pictures.
+
+    softvq generate --labels church,parachute --guidance 2 --seed 7 --out pictures
+    """
+
+    model: Folder = "shipped"
+    """Directory that `softvq train generator` wrote, or 'shipped'."""
+    labels: Words = ("balanced",)
+    """Class names or numbers, with commas, taken in turn; or 'balanced', all classes in turn; or
+    'sampled', drawn at random."""
+    count: Count | None = None
+    """Pictures in all."""
+    per_class: Count | None = None
+    """Pictures of every class, or in all if the model has none; by default 4, and 1 of each of
+    --labels."""
+    batch: Count = BATCH
+    """Pictures drawn at a time."""
+    decode_batch: Count | None = None
+    """With --npz: pictures decoded at a time; by default as --batch."""
+    precision: Literal["exact", "fp32", "bf16"] = "exact"
+    """How the networks compute. exact draws the same pictures whatever the batch, in float64 on a
+    CPU, in float32 on a GPU."""
+    compile: bool = False
+    """Have torch compile the networks."""
+    latents: Folder | None = None
+    """With --npz: a folder to keep the tokens in, for `softvq decode`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, "count", "per_class")
+        if not self.npz and (self.latents or self.decode_batch):
+            raise UserError("--latents and --decode-batch go with --npz")
+
+
+@dataclass(kw_only=True)
+class EvaluateReconstruction(OfSplit, OfTokenizer, OfFeatures, Long):
+    """Measure how well held-out photos survive: PSNR, SSIM, LPIPS and distances of features.
+
+    softvq evaluate reconstruction --data photos --features shipped
+    """
+
+    lpips: File | None = None
+    """File of VGG-16's ImageNet weights, which adds LPIPS."""
+    masks: Folder | None = None
+    """Folder of pictures named as the photos, which adds figures inside of what is not black."""
+
+
+@dataclass(kw_only=True)
+class EvaluateGeneration(OfFeatures, OfSampling, Long):
+    """Measure drawn pictures against photos: Frechet and kernel distance, precision, recall.
+
+    softvq evaluate generation --data photos --features shipped
+    """
+
+    model: Folder = "shipped"
+    """Directory that `softvq train generator` wrote, or 'shipped'."""
+    data: Folder | None = None
+    """A folder of photos (a class is a first-level subfolder), or 'builtin'; as many pictures are
+    drawn."""
+    reference: File | None = None
+    """In place of --data: an .npz file of a set's statistics, ours or published."""
+    split: Literal["train", "val", "all"] = "val"
+    """Which of the photos; val are the held-out ones."""
+    images: Count = 50_000
+    """Pictures to draw, with --reference."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "data", "reference", required=True)
+        one_of(self, "features", required=True)
+
+
+@dataclass(kw_only=True)
+class EvaluateLatents(OfPhotos, OfTokenizer, Long):
+    """Measure the tokens: linear probe, nearest neighbours, rank, codebook, each one's worth.
+
+    softvq evaluate latents --data photos
+    """
+
+
+@dataclass(kw_only=True)
+class EvaluateStatistics(OfSplit, OfTokenizer, OfFeatures, Long):
+    """Save the features' statistics of photos, as a reference for generated pictures.
+
+    softvq evaluate statistics --data photos --features shipped --out reference.npz
+    """
+
+    out: File
+    """The .npz file to write."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "features", required=True)
+
+
+@dataclass(kw_only=True)
+class Cost(Long):
+    """Count what models cost, beside DiT-XL/2 with the autoencoder of Stable Diffusion.
+
+    softvq cost softvq-l-64 softvq-l-32-512
+    """
+
+    recipes: Annotated[tuple[str, ...], Value("RECIPE", text)] = field(kw_only=False)
+    """Recipe of a tokenizer or generator, directory of a trained model or of an autoencoder of
+    diffusers, 'shipped', dit-xl-2-256 or dit-xl-2-512."""
+    size: Pixels | None = None
+    """Pixels of an autoencoder of diffusers, HEIGHTxWIDTH or one number; by default its
+    sample_size."""
+    generator: Folder | None = None
+    """Recipe or directory of a generator for tokenizers given alone; by default SiT-XL/1."""
+    steps: Count = 50
+    """Sampling steps; a MAR makes at most one for each token."""
+    guidance: Number = 1.5
+    """Guidance scale; 1 is none."""
+    measure: bool = False
+    """Time the models here too: minutes, for large ones without a GPU much longer."""
+    batch: Count = 8
+    """Images at a time, when measuring."""
+    price_per_hour: Positive | None = None
+    """What an hour of this machine costs; adds what a million images cost, and measures."""
+    watts: Positive | None = None
+    """What this machine draws; adds the energy of a million images, and measures."""
+    price_per_kwh: Positive | None = None
+    """What a kilowatt-hour costs; it goes with --watts."""
+    currency: Name = "EUR"
+    """Currency of the prices."""
+
+    def __post_init__(self) -> None:
+        if self.price_per_kwh and not self.watts:
+            raise UserError("--price-per-kwh goes with --watts")
+
+
+@dataclass(kw_only=True)
+class Study(OfPhotos, Long):
+    """Find out how far tokens can be cut on your photos, what it saves and what is lost.
+
+    A stopped study goes on when its command is repeated.
+
+    softvq study --data photos --masks masks --out study --budget 60m
+    """
+
+    out: Folder
+    """Folder of the study and its report."""
+    budget: Duration = 3600.0
+    """Time for all of it, as 90s, 30m or 2h."""
+    tokens: Counts = (8, 16, 32, 64)
+    """Numbers of tokens to try."""
+    hold: Literal["channels", "floats", "both"] = "channels"
+    """What stays the same while tokens are cut: the numbers of a token, those of a photo, or both
+    in turn."""
+    channels: Count = 32
+    """Numbers of a token."""
+    bottlenecks: Words = ("softvq", "kl", "vq")
+    """Bottlenecks to try, of softvq, kl, vq and ae."""
+    size: Pixels = (64, 64)
+    """Pixels that photos are reduced to, HEIGHTxWIDTH or one number."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """How a photo that is not square is met: squeezed, so that nothing is cut off, or cropped."""
+    init: Folder = "shipped"
+    """Directory of the tokenizer that every arm starts from, cut or stretched to its shape, or
+    'none'."""
+    masks: Folder | None = None
+    """Folder of PNG files named as the photos, not black inside what matters."""
+    boxes: File | None = None
+    """In place of --masks: a CSV of boxes around what matters: name, x1, y1, x2, y2."""
+    metadata: File | None = None
+    """CSV of facts about the photos; by default manifest.csv in --data."""
+    group: Name | None = None
+    """Column of --metadata: photos of one part or scene, one piece of evidence; or 'stem', the
+    file's name without its ending; by default the column cluster or group."""
+    subgroups: Words = ()
+    """Columns to report figures by."""
+    normal: Words | None = None
+    """Classes without a defect; by default those named ok, good, normal, free, 良品 and such."""
+    drop_leaks: bool = False
+    """Leave out held-out photos that are in training too; without it they are refused."""
+    criteria: File | None = None
+    """YAML file of what must hold; see the manual."""
+    images: Count | None = None
+    """In place of --budget: photos that every arm sees at first, the same on any machine."""
+    seed: Seed = 0
+    """Seed of everything that is drawn at random."""
+    lang: Literal["en", "ja"] = "en"
+    """Language of the report."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "masks", "boxes")
+
+
+@dataclass(kw_only=True)
+class Import:
+    """Turn a checkpoint of the reference implementation into a model of softvq.
+
+    softvq import SoftVQVAE/softvq-l-64 models/softvq-l-64 --download
+    """
+
+    source: Annotated[str, Value("SRC", text)] = field(kw_only=False)
+    """Its directory; with --download also ORGANISATION/NAME on the Hugging Face hub."""
+    target: Annotated[str, Value("DST", text)] = field(kw_only=False)
+    """Folder for the model."""
+    num_heads: Count | None = None
+    """Attention heads, which its config does not say; by default as the timm model it names."""
+    download: bool = False
+    """Fetch SRC from the hub if it is no directory here."""
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write a model of softvq in another layout.
+
+    softvq export runs/tokenizer exported --format reference
+    """
+
+    source: Annotated[str, Value("SRC", text)] = field(kw_only=False)
+    """Directory of the model."""
+    target: Annotated[str, Value("DST", text)] = field(kw_only=False)
+    """Folder for what is written."""
+    format: Literal["reference"] = "reference"
+    """Whose layout: that of the reference implementation."""
+
+
+@dataclass(kw_only=True)
+class Completion:
+    """Print what makes a shell complete the commands and options of softvq.
+
+    softvq completion bash > ~/.local/share/bash-completion/completions/softvq
+    """
+
+    shell: Literal["bash", "zsh", "fish", "powershell"] = field(kw_only=False, default="bash")
+    """Which shell."""
