@@ -1,9 +1,14 @@
-"""What every tokenizer must do, whatever its bottleneck: subclass this and name it."""
+"""What every tokenizer and every generator must do: subclass the contract and name a config."""
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from softvq.errors import UserError
+from softvq.generator.families import GENERATORS, draw
+from softvq.generator.sampler import NoiseStreams
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -147,3 +152,107 @@ class GridContract(TokenizerContract):
         latents = torch.zeros(1, self.config.tokens - 1, self.config.channels)
         with pytest.raises(UserError, match=r"15 tokens are not a grid of 4 x 4 cells"):
             tokenizer.decode(latents)
+
+
+class GeneratorContract:
+    """Subclass with ``config``, of 6 tokens x 3 channels and 4 classes, and ``predict`` set."""
+
+    config: Any
+    field = ("depth", 2, 1)  # a field of the config, its value, and one that does not fit the file
+
+    @property
+    def family(self):
+        return next(f for f in GENERATORS.values() if f.config is type(self.config))
+
+    def predict(self, network, rows, y):
+        """The network's prediction for images ``rows`` of a fixed batch of 5, with labels y."""
+        raise NotImplementedError
+
+    def network(self, **changes):
+        """With random weights instead of the zero gates and output of a new one."""
+        torch.manual_seed(0)
+        network = self.family.network(replace(self.config, **changes)).eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return network
+
+    def loss(self, network, y, seed=0):
+        x0, rng = torch.randn(5, 6, 3, generator=seeded(7)), seeded(seed)
+        return self.family.loss(network, x0, y, network.config, self.family.time, rng)
+
+    def test_a_new_network_predicts_zero(self):
+        prediction = self.predict(self.family.network(self.config), range(5), torch.arange(5) % 4)
+        assert (prediction == 0).all()
+
+    def test_images_do_not_leak_into_each_other(self):
+        network, y = self.network().double(), torch.arange(5) % 4
+        together = self.predict(network, range(5), y)
+        torch.testing.assert_close(self.predict(network, [2], y[2:3]), together[2:3])
+        assert (together[2] - together[3]).abs().max() > 1e-3
+
+    def test_the_null_class(self):
+        network, y = self.network(), torch.arange(5) % 4
+        null = self.predict(network, range(5), torch.full_like(y, 4))
+        assert torch.equal(self.predict(network, range(5), None), null)
+        labelled = self.predict(network, range(5), y)
+        assert (labelled - null).abs().flatten(1).amax(1).min() > 1e-3
+        network = self.network(num_classes=0)
+        assert torch.equal(
+            self.predict(network, range(5), y), self.predict(network, range(5), None)
+        )
+
+    def test_every_parameter_gets_gradient(self):
+        network = self.network(label_dropout=0.5).train()
+        for seed in range(4):  # a MAR hides all tokens in some
+            self.loss(network, torch.arange(5) % 4, seed).mean().backward()
+        assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+    def test_loss_follows_its_rng_and_drops_labels(self):
+        network, y = self.network(label_dropout=0.0), torch.arange(5) % 4
+        loss = self.loss(network, y)
+        assert loss.shape == (5,) and torch.equal(self.loss(network, y), loss)
+        network.config = replace(network.config, label_dropout=1.0)
+        dropped = self.loss(network, y)
+        assert torch.equal(dropped, self.loss(network, None))
+        assert (dropped - loss).abs().min() > 1e-6
+
+    def test_bfloat16_autocast_stays_close(self):
+        network, y = self.network(), torch.arange(5) % 4
+        exact = self.loss(network, y)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = self.loss(network, y)
+        assert rough.dtype == torch.float32
+        torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
+
+    def test_same_pictures_whatever_the_batch(self):
+        network, y = self.network().double(), torch.arange(5) % 4
+        for parameter in network.parameters():
+            parameter.data.mul_(0.3)
+        whole = draw(network, NoiseStreams(3, range(5)), y, steps=3)
+        parts = [
+            draw(network, NoiseStreams(3, rows), y[list(rows)], steps=3)
+            for rows in (range(2), range(2, 5))
+        ]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-10)
+
+    def test_save_and_load_strictly(self, tmp_path):
+        network, kind = self.network(), self.family.network
+        network.save_pretrained(tmp_path)
+        loaded = kind.from_pretrained(tmp_path)
+        assert loaded.config == self.config and not loaded.training
+        state = network.state_dict()
+        assert all(torch.equal(value, state[k]) for k, value in loaded.state_dict().items())
+        config, (name, value, other) = tmp_path / "config.json", self.field
+        text = config.read_text()
+        for changed, message in (
+            (text.replace(f'"{name}": {value}', f'"{name}": {other}'), "missing|extra|expected"),
+            (text.replace(f'"{name}"', f'"{name}h"'), f"did you mean '{name}'"),
+            (text.replace(f'"{kind.__name__}"', '"Nothing"'), f"a Nothing, not a {kind.__name__}"),
+        ):
+            config.write_text(changed)
+            with pytest.raises(UserError, match=message):
+                kind.from_pretrained(tmp_path)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from contract import GeneratorContract
 from safetensors.torch import load_file, save_file
 from vectors import BESIDE, HERE, GoldenNet, found, named, random_net, timesteps_of
 
@@ -339,6 +340,22 @@ def test_hidden_states_train_the_blocks_before():
             hidden_states(net, block),
         ):
             pass
+
+
+class TransformerContract(GeneratorContract):
+    def predict(self, network, rows, y):
+        rng, weight = torch.Generator().manual_seed(1), network.final_layer.linear.weight
+        x, t = torch.randn(5, 6, 3, generator=rng), torch.rand(5, generator=rng).double()
+        told = self.config.process.clock(t)
+        return network(x[list(rows)].to(weight), told[list(rows)].to(weight), y)
+
+
+class TestSiT(TransformerContract):
+    config = TINY_SIT
+
+
+class TestDiT(TransformerContract):
+    config = TINY
 
 
 CONFIGS = {"sit": TINY_SIT, "dit": TINY, "mar": TINY_MAR}
