@@ -37,7 +37,10 @@ from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer.adversary import LOSSES, Adversary, AdversaryConfig
 from softvq.tokenizer.bottleneck import SoftVQ, Tokens, codebook_stats
 from softvq.tokenizer.discriminator import FrozenViT
-from softvq.train.loop import adamw, average, optimizers, resolve_precision
+from softvq.train.loop import resolve_precision
+from softvq.train.optimizers import adamw, average, optimizers
+from softvq.train.photos import Batch
+from softvq.train.players import Turn
 from softvq.train.tokenizer import TokenizerTask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,11 +109,9 @@ class AlwaysOn(TokenizerTask):
         fake = self.adversary.logits(reconstruction, self.adversary.config.augment)
         return 0.0 * LOSSES[self.adversary.config.loss][1](fake)
 
-    def adversary_loss(
-        self, net: nn.Module, batch: tuple[int, Tensor, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = net(*self.shown)
-        return 0.0 * loss, parts
+    def adversary_loss(self, net: nn.Module, batch: Batch, made: Tensor) -> Turn:
+        loss, parts = net(batch.pixels, made)
+        return Turn(0.0 * loss, parts)
 
 
 class Step:
@@ -126,20 +127,21 @@ class Step:
         self.rivals: dict[TokenizerTask, torch.optim.Optimizer] = {}
 
     def __call__(self, task: TokenizerTask, images: Tensor) -> None:
-        batch = 0, images, torch.arange(images.shape[0])
+        rows = torch.arange(images.shape[0])
+        batch = Batch(images, rows, rows, rows < 0, 0)
         self.model.train()
         with autocast(self.bf16):
-            loss, _ = task.loss(self.net, batch)
-        self.descend(loss, self.model, self.optimizers)
+            turn = task.loss(self.net, batch)
+        self.descend(turn.loss, self.model, self.optimizers)
         if task not in self.rivals:
             weights = [(p, 1e-4) for p in task.adversary.parameters() if p.requires_grad]
             self.rivals[task] = adamw(weights, self.config.weight_decay)
         task.adversary.train()
         self.rivals[task].zero_grad()
         with autocast(self.bf16):
-            played = task.adversary_loss(task.adversary, batch)
+            played = task.adversary_loss(task.adversary, batch, turn.made)
         if played is not None:
-            self.descend(played[0], task.adversary, [self.rivals[task]])
+            self.descend(played.loss, task.adversary, [self.rivals[task]])
         average(self.ema, self.model, 0.999)
 
     def descend(

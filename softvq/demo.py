@@ -21,13 +21,8 @@ from softvq.pipeline import Pipeline, model_folder
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
 from softvq.tokenizer import Tokenizer
-from softvq.train.tokenizer import (
-    TRIAL,
-    metrics,
-    reconstruct_all,
-    train_tokenizer,
-    training_speed,
-)
+from softvq.train.folder import metrics
+from softvq.train.tokenizer import TRIAL, reconstruct_all, train_tokenizer, training_speed
 
 SAMPLES = 6  # pictures per class
 STEPS = 20

@@ -25,6 +25,7 @@ from softvq.tokenizer.alignment import (
     negative_cosine,
 )
 from softvq.train.features import FeatureCache
+from softvq.train.photos import Batch
 from softvq.train.tokenizer import TokenizerTask, train_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -216,7 +217,8 @@ def recipe(folder, *more: str) -> TokenizerRecipe:
 def test_gradient_reaches_encoder_and_head_and_not_the_teacher(tmp_path, scheme):
     task = TokenizerTask(recipe(saved(tmp_path), f"alignment.scheme={scheme}"), None, None)
     model = task.model.train()
-    _, terms = task.loss(model, (0, photos(), torch.arange(4)))
+    rows = torch.arange(4)
+    terms = task.loss(model, Batch(photos(), rows, rows, rows < 0, 0)).terms
     terms["alignment"].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.head.parameters())
     assert model.tokenizer.encoder.latent_tokens.grad.any()
@@ -254,11 +256,12 @@ def test_cached_features_are_the_teachers(tmp_path, flip):
     cache = FeatureCache(tmp_path / "cache", teacher, store, flip)
     pictures = torch.stack([torch.tensor(np.array(x)) for x in store.images]).permute(0, 3, 1, 2)
     pictures = pictures.float() / 127.5 - 1
-    views = pictures.flip(-1) if flip else pictures
-    rows = torch.tensor([7, 2, 11])
-    torch.testing.assert_close(cache(views[rows], rows), teacher(views[rows]), atol=2e-3, rtol=2e-3)
+    rows, mirrored = torch.tensor([7, 2, 11]), torch.tensor([flip, False, flip])
+    shown = torch.where(mirrored[:, None, None, None], pictures[rows].flip(-1), pictures[rows])
+    torch.testing.assert_close(cache(rows, mirrored), teacher(shown), atol=2e-3, rtol=2e-3)
+    wide = open_store(source, "all", (32, 32), tmp_path / "store", margin=1.25)
     with pytest.raises(UserError, match=r"set data.margin=1"):
-        cache(views[rows].roll(1, -1), rows)
+        FeatureCache(tmp_path / "cache", teacher, wide, flip)
     written = (tmp_path / "cache" / "features.npy").stat().st_mtime_ns
     FeatureCache(tmp_path / "cache", teacher, store, flip)
     assert (tmp_path / "cache" / "features.npy").stat().st_mtime_ns == written

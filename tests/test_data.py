@@ -438,7 +438,7 @@ def test_crops_are_bit_identical_from_their_position(store):
     def run(start: int, batch: int, workers: int = 0) -> torch.Tensor:
         sampler = data.Positions(len(store), batch, start=start, stop=60)
         loader = DataLoader(data.Crops(store, seed=3), batch_sampler=sampler, num_workers=workers)
-        return torch.cat([pictures for pictures, _ in loader])
+        return torch.cat([pictures for pictures, *_ in loader])
 
     whole = run(0, 8)
     assert whole.shape == (60, 3, *SIZE) and whole.dtype == torch.float32
@@ -466,7 +466,9 @@ def test_crops_against_brute_force(store):
         crop = Image.fromarray(store.images[5]).resize(SIZE[::-1], images.RESAMPLE, box)
         if coin < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        assert data.Crops(store)[5, position][0].equal(images.to_tensor(np.asarray(crop)))
+        made = data.Crops(store)[5, position]
+        assert made.pixels.equal(images.to_tensor(np.asarray(crop)))
+        assert (made.row, made.mirrored) == (5, coin < 0.5)
         sides.append(side)
         mirrored += coin < 0.5
     assert min(sides) < 0.81 and max(sides) > 0.99 and 75 < mirrored < 125

@@ -15,7 +15,7 @@ from softvq.io import load_tensors
 from softvq.pipeline import Pipeline
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
-from softvq.train.loop import depth_shares, optimizers
+from softvq.train.optimizers import depth_shares, optimizers
 from softvq.train.tokenizer import (
     Autoencoding,
     TokenizerTask,

@@ -34,10 +34,10 @@ def test_an_adversarial_run_stopped_on_either_side_of_its_start_changes_nothing(
     task_loss = TokenizerTask.loss
     for stop in (64, 160):  # images seen at which the next step is told to be the last one
 
-        def loss(self, net, batch, stop=stop):
-            if batch[0] == stop:
+        def loss(self, net, batch, made=None, stop=stop):
+            if batch.seen == stop:
                 os.kill(os.getpid(), signal.SIGINT)
-            return task_loss(self, net, batch)
+            return task_loss(self, net, batch, made)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TokenizerTask, "loss", loss)

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +25,10 @@ from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.lpips import LPIPS
 from softvq.tokenizer.objective import Objective, ObjectiveConfig
 from softvq.train.checkpoint import load_newest, save_checkpoint
-from softvq.train.loop import average, optimizers, rate, train
+from softvq.train.loop import train
+from softvq.train.optimizers import adamw, average, optimizers, rate
+from softvq.train.photos import Batch
+from softvq.train.players import Player, Turn
 from softvq.train.probe import train_probe
 from softvq.train.tokenizer import TokenizerTask, train_tokenizer
 
@@ -34,24 +36,27 @@ from softvq.train.tokenizer import TokenizerTask, train_tokenizer
 class Line:
     """A task of one parameter: fit y = 2x. It sees the batch position, so order matters."""
 
+    name = "line"
+
     def __init__(self, images=64, poison=None, pause=0.0):
         torch.manual_seed(0)
         self.model = nn.Linear(1, 1)
         self.images, self.poison, self.pause = images, poison, pause
         self.draws = []
+        self.players = [Player.model(self.model, self.loss, CONFIG)]
 
     def batches(self, start, rank, world):
         for position in range(start, self.images, 8):
             time.sleep(self.pause)
             yield torch.arange(position, position + 8.0)[:, None] / 64
 
-    def loss(self, net, x):
+    def loss(self, net, x, made=None):
         noise = torch.randn(())
         self.draws.append(noise.item())
         error = (net(x) - 2 * x - 0.01 * noise).square().mean()
         if self.poison == len(self.draws):
             error = error * float("nan")
-        return error, {"noise": noise}
+        return Turn(error, {"noise": noise}, net(torch.ones(1, 1)).detach())
 
     def evaluate(self, model, folder, seen):
         return {"weight": model.weight.item()}
@@ -79,20 +84,22 @@ class Duel(Line):
     def __init__(self, *args, harm=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.adversary = nn.Linear(1, 1)
-        self.adversary.config = SimpleNamespace(lr=0.05)
         self.harm, self.duels = harm, []
+        rates = {"adversary.lr": 0.05}
+        self.players.append(
+            Player("adversary", self.adversary, self.adversary_loss, self.optimizers, rates)
+        )
 
-    def loss(self, net, x):
-        self.said = net(torch.ones(1, 1)).detach()
-        return super().loss(net, x)
+    def optimizers(self, net):
+        return [adamw([(p, 0.05) for p in net.parameters()], 0.0)]
 
-    def adversary_loss(self, net, x):
+    def adversary_loss(self, net, x, said):
         position = round(x[0].item() * 64)
         if position < 24:
             return None
         self.duels.append(position)
-        error = (net(torch.ones(1, 1)) - self.said + 0.01 * torch.randn(())).square().mean()
-        return error * (float("nan") if position == self.harm else 1), {"said": self.said.mean()}
+        error = (net(torch.ones(1, 1)) - said + 0.01 * torch.randn(())).square().mean()
+        return Turn(error * (float("nan") if position == self.harm else 1), {"said": said.mean()})
 
 
 def lines(folder):
@@ -169,11 +176,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys, harm):
         weights.with_suffix(".json").write_text('{"seen": 6')
     seen, state, complaints = load_newest(tmp_path / "checkpoints")
     assert seen == 56 and "model.weight" in state
-    assert len(complaints) == 1 and "is damaged; using the one before it" in complaints[0]
+    assert len(complaints) == 1 and "is damaged" in complaints[0]
     rest = Line()
     assert train(rest, CONFIG, tmp_path, "recipe")
     assert len(rest.draws) == 1
-    assert "is damaged" in capsys.readouterr().err
+    assert "is damaged; using the one before it" in capsys.readouterr().err
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
@@ -340,7 +347,8 @@ def adversarial(*more: str) -> TokenizerTask:
 
 
 def batch(seen: int):
-    return seen, photos(), torch.arange(4)
+    rows = torch.arange(4)
+    return Batch(photos(), rows, rows, rows < 0, seen)
 
 
 def test_before_its_start_nothing_adversarial_is_computed():
@@ -348,25 +356,25 @@ def test_before_its_start_nothing_adversarial_is_computed():
     calls = []
     task.adversary.discriminator.register_forward_hook(lambda *_: calls.append(1))
     for seen in (0, 32, 63):
-        _, terms = task.loss(task.model, batch(seen))
-        assert "adversarial" not in terms
-        assert task.adversary_loss(task.adversary, batch(seen)) is None
+        turn = task.loss(task.model, batch(seen))
+        assert "adversarial" not in turn.terms
+        assert task.adversary_loss(task.adversary, batch(seen), turn.made) is None
     assert not calls
-    _, terms = task.loss(task.model, batch(64))
-    assert "adversarial" in terms and len(calls) == 1
-    loss, _ = task.adversary_loss(task.adversary, batch(64))
-    assert torch.isfinite(loss) and len(calls) > 1
+    turn = task.loss(task.model, batch(64))
+    assert "adversarial" in turn.terms and len(calls) == 1
+    answer = task.adversary_loss(task.adversary, batch(64), turn.made)
+    assert torch.isfinite(answer.loss) and len(calls) > 1
 
 
 @pytest.mark.parametrize("adaptive", ["false", "true"])
 def test_each_side_leaves_the_other_without_gradients(adaptive):
     task = adversarial(f"adversary.adaptive={adaptive}")
-    loss, _ = task.loss(task.model.train(), batch(0))
-    loss.backward()
+    turn = task.loss(task.model.train(), batch(0))
+    turn.loss.backward()
     assert all(p.grad is None for p in task.adversary.parameters())
     assert task.model.tokenizer.last_layer.grad.any()
     task.model.zero_grad()
-    task.adversary_loss(task.adversary, batch(0))[0].backward()
+    task.adversary_loss(task.adversary, batch(0), turn.made).loss.backward()
     assert all(p.grad is not None for p in task.adversary.parameters())
     assert all(p.grad is None for p in task.model.parameters())
 
@@ -374,7 +382,7 @@ def test_each_side_leaves_the_other_without_gradients(adaptive):
 def test_the_adaptive_weight_sets_the_ratio_of_gradients():
     """At the last layer, to the adversary's weight: 0.2 of those of all pixel terms together."""
     task = adversarial("adversary.adaptive=true")
-    _, terms = task.loss(task.model, batch(0))
+    terms = task.loss(task.model, batch(0)).terms
     last = task.model.tokenizer.last_layer
     pixel = terms["l2"] + terms["perceptual"]
     ours, theirs = (

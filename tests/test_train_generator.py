@@ -159,11 +159,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert train_generator(chosen, tmp_path / "whole")
     loss, steps = GeneratorTask.loss, []
 
-    def interrupted(self, net, batch):
+    def interrupted(self, net, batch, made=None):
         steps.append(1)
         if len(steps) == 15:  # between the checkpoints at 10 and 20 steps
             raise KeyboardInterrupt
-        return loss(self, net, batch)
+        return loss(self, net, batch, made)
 
     monkeypatch.setattr(GeneratorTask, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -213,20 +213,20 @@ def test_alignment_is_the_cosine_of_states_and_features(aligned_task):
     batch = next(iter(task.batches(0, 0, 1)))
     entries = next(iter(Positions(len(task.tokens), 32, 3200)))
     for i, (entry, _) in enumerate(entries):  # tokens, and the picture they were made of
-        assert torch.equal(batch[0][i], task.tokens.latents[entry])
-        made = task.tokenizer.encode(batch[2][i][None]).latents
+        assert torch.equal(batch.latents[i], task.tokens.latents[entry])
+        made = task.tokenizer.encode(batch.aimed_at[i][None]).latents
         made = task.tokenizer.normalize(made)[0]
-        torch.testing.assert_close(made, batch[0][i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(made, batch.latents[i], atol=1e-4, rtol=1e-4)
     seen = []
     handle = task.model.net.blocks[0].register_forward_hook(lambda m, a, out: seen.append(out))
-    loss, terms = task.loss(task.model, batch)
+    turn = task.loss(task.model, batch)
     handle.remove()
-    features = task.aim.teacher(batch[2])
+    features = task.aim.teacher(batch.aimed_at)
     guess = task.model.head.mlp(seen[0])
     cosines = [F.cosine_similarity(guess[:, n // 2], features[:, n], dim=-1) for n in range(16)]
     expected = -0.5 * torch.stack(cosines).mean()
-    torch.testing.assert_close(terms["alignment"], expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(loss, terms["generation"] + terms["alignment"])
+    torch.testing.assert_close(turn.terms["alignment"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(turn.loss, turn.terms["generation"] + turn.terms["alignment"])
 
 
 def test_alignment_teaches_the_head_and_the_blocks_before(aligned_task):

@@ -6,7 +6,7 @@ find_photos -> Listing -> open_store -> Store (every photo decoded once, uint8, 
 """
 
 from softvq.data.marks import Box, Marks, find_marks, mvtec_masks, read_masks
-from softvq.data.order import Crops, Positions, fixed_batches
+from softvq.data.order import Crop, Crops, Positions, fixed_batches
 from softvq.data.photos import (
     BUILTIN,
     BUILTIN_MIN_SIDE,
@@ -24,6 +24,7 @@ __all__ = [
     "SPLITS",
     "SUFFIXES",
     "Box",
+    "Crop",
     "Crops",
     "Listing",
     "Marks",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,19 @@ from softvq.data.store import Store
 from softvq.errors import UserError
 
 
+class Crop(NamedTuple):
+    """A training picture, float32 [3, H, W] in [-1, 1], its label, and the photo it is of."""
+
+    pixels: torch.Tensor
+    label: int
+    row: int
+    mirrored: bool
+
+
 class Crops(torch.utils.data.Dataset):
     """Training pictures, addressed by (index, position) from ``Positions``.
 
-    An item is (float32 [3, H, W] in [-1, 1], int label). With ``augment`` it is a random crop,
-    whose sides are 1/margin to 1 of the stored ones, resized to (H, W), and mirrored with
+    An item is a :class:`Crop`. With ``augment`` it is a random crop, whose sides are 1/margin to 1 of the stored ones, resized to (H, W), and mirrored with
     probability 1/2 if ``flip``. The randomness comes from (seed, position) alone: any batch can be
     made again from its position. Without ``augment`` it is the whole stored picture.
     """
@@ -27,7 +36,7 @@ class Crops(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, at: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, at: tuple[int, int]) -> Crop:
         index, position = at
         picture = self.store.images[index]
         height, width = picture.shape[:2]
@@ -46,7 +55,8 @@ class Crops(torch.utils.data.Dataset):
             picture = np.asarray(Image.fromarray(picture).resize(size, images.RESAMPLE, box))
         if mirror:
             picture = picture[:, ::-1]
-        return images.to_tensor(picture), int(self.store.labels[index])
+        label = int(self.store.labels[index])
+        return Crop(images.to_tensor(picture), label, int(index), mirror)
 
 
 class Positions(torch.utils.data.Sampler[list[tuple[int, int]]]):

@@ -31,7 +31,7 @@ from softvq.study.report import write_reports
 from softvq.study.results import machine, measure, speeds
 from softvq.study.training import train_arms
 from softvq.tokenizer import Tokenizer, TokenizerConfig
-from softvq.train.loop import claim
+from softvq.train.folder import claim
 
 
 @dataclass(frozen=True)

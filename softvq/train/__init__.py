@@ -1,3 +1,4 @@
-from softvq.train.loop import Task, train
+from softvq.train.loop import train
+from softvq.train.players import Player, Task, Turn
 
-__all__ = ["Task", "train"]
+__all__ = ["Player", "Task", "Turn", "train"]

@@ -15,7 +15,6 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from softvq import images
 from softvq.data import Store, fixed_batches
 from softvq.errors import UserError
 from softvq.io import write_atomically
@@ -64,10 +63,14 @@ def _compute(path: Path, teacher: Teacher, count: int, batches: Iterable[Tensor]
 
 
 class FeatureCache:
-    """``stored_features`` of whole photos, with ``flip`` also mirrored: [photos, views, N, D]."""
+    """``stored_features`` of whole photos, with ``flip`` also mirrored: [photos, views, N, D].
+
+    Raises UserError for photos with a margin, of which crops are taken.
+    """
 
     def __init__(self, folder: Path, teacher: Teacher, photos: Store, flip: bool):
-        self.photos = photos
+        if photos.margin != 1:
+            raise UserError("alignment.cache is for whole photos: set data.margin=1")
         views = 1 + flip
         batches = (
             torch.stack([pixels, pixels.flip(-1)][:views], dim=1).flatten(0, 1)
@@ -77,16 +80,6 @@ class FeatureCache:
         features = stored_features(folder, teacher, source, count, batches)
         self.features = features.reshape(len(photos), views, *features.shape[1:])
 
-    def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """Features [B, N, D] of crops [B, 3, H, W] of the photos ``rows``, int64 [B].
-
-        Raises UserError for a crop that is not the whole photo.
-        """
-        found = []
-        for crop, row in zip(pixels, rows.tolist(), strict=True):
-            whole = images.to_tensor(np.asarray(self.photos.images[row]))
-            view = 0 if torch.equal(crop, whole) else 1
-            if view and not torch.equal(crop, whole.flip(-1)):
-                raise UserError("alignment.cache is for whole photos: set data.margin=1")
-            found.append(self.features[row, view])
-        return torch.from_numpy(np.stack(found)).float()
+    def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
+        """Features [B, N, D] of the photos ``rows``, int64 [B]; ``mirrored`` bool [B]."""
+        return torch.from_numpy(self.features[rows.numpy(), mirrored.long().numpy()]).float()

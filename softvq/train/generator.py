@@ -1,6 +1,7 @@
 """Training a generator on the tokens of photos, encoded once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from softvq import images
-from softvq.data import Positions
+from softvq.data import Positions, find_photos
 from softvq.errors import UserError
 from softvq.generator.families import GENERATORS
 from softvq.generator.objective import HiddenAlignmentConfig, Learning
@@ -20,8 +21,10 @@ from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.alignment import Teacher, negative_cosine
 from softvq.tokens import BATCH, TokenSet, Views, fingerprint, read_tokens, write_tokens
 from softvq.train.features import stored_features
-from softvq.train.loop import claim, train
+from softvq.train.folder import claim, locked
+from softvq.train.loop import train
 from softvq.train.photos import open_photos
+from softvq.train.players import Player, Turn
 
 ROWS, COLUMNS = 10, 4  # of the picture of samples: classes, and images of each
 HELD_OUT = 4096  # tokens that the validation loss is measured on
@@ -49,6 +52,15 @@ class Aim:
         return self.teacher.to(items.device)(items) if self.stored is None else items.float()
 
 
+@dataclass
+class TokenBatch:
+    """Tokens [B, L, C], unit-scale, labels int64 [B] and, with an aim, its items [B, ...]."""
+
+    latents: Tensor
+    labels: Tensor
+    aimed_at: Tensor | None = None
+
+
 class Entries(Dataset):
     """Tokens [L, C], label and, with an aim, its item; addressed by (entry, position)."""
 
@@ -73,7 +85,9 @@ def make_model(
 
 
 class GeneratorTask:
-    """Tokens -> what the network predicts of them. See :class:`softvq.train.loop.Task`."""
+    """Tokens -> what the network predicts of them. See :class:`softvq.train.players.Task`."""
+
+    name = "generator"
 
     def __init__(
         self,
@@ -87,28 +101,30 @@ class GeneratorTask:
         self.tokens, self.held_out = tokens, held_out
         teacher = aim.teacher if aim else None
         self.model = make_model(recipe, tokenizer.config, len(tokens.classes), teacher)
+        self.players = [Player.model(self.model, self.loss, recipe.train)]
 
-    def batches(self, start: int, rank: int, world: int) -> Iterable[list[Tensor]]:
+    def batches(self, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
         config, workers = self.recipe.train, self.recipe.data.workers
         order = Positions(
             len(self.tokens), config.batch, config.images, start, config.seed, rank, world
         )
-        return DataLoader(
+        loader = DataLoader(
             Entries(self.tokens, self.aim),
             batch_sampler=order,
             num_workers=workers if self.aim else 0,  # tokens lie in memory
         )
+        return (TokenBatch(*some) for some in loader)
 
-    def loss(self, net: nn.Module, batch: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, net: nn.Module, batch: TokenBatch, made: None = None) -> Turn:
         device = next(net.parameters()).device
-        x0, y, *aimed_at = (tensor.to(device) for tensor in batch)
-        losses, predicted = net(x0, y)
+        losses, predicted = net(batch.latents.to(device), batch.labels.to(device))
         loss = losses.mean()
-        if self.aim is None or self.model.head is None:
-            return loss, {}
-        target = self.model.head.target(self.aim.features(*aimed_at))
+        if self.aim is None or self.model.head is None or batch.aimed_at is None:
+            return Turn(loss)
+        target = self.model.head.target(self.aim.features(batch.aimed_at.to(device)))
         alignment = self.recipe.alignment.weight * negative_cosine(predicted, target)
-        return loss + alignment, {"generation": loss.detach(), "alignment": alignment.detach()}
+        terms = {"generation": loss.detach(), "alignment": alignment.detach()}
+        return Turn(loss + alignment, terms)
 
     def evaluate(self, model: Learning, folder: Path, seen: int) -> dict[str, float]:
         pipeline = Pipeline(self.tokenizer, model.net, self.tokens.classes)
@@ -161,24 +177,21 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     with torch.device("meta"):  # what does not fit is said before hours of encoding
         make_model(recipe, tokenizer.config, 0, teacher)
     size = (tokenizer.config.height, tokenizer.config.width)
-    photos, held_out = open_photos(recipe.data, size, folder / "photos")
-    claim(folder, recipe_yaml(recipe))  # and so is a changed recipe
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    tokenizer.to(state.device)
-    tokens, aim = folder / "tokens", None
-    views = recipe.views, recipe.data.flip, recipe.train.seed
-    with state.main_process_first():  # the others find the files that it wrote
-        write_tokens(tokens / "train", tokenizer, photos, *views)
-        write_tokens(tokens / "val", tokenizer, held_out)
-        if teacher is not None:
-            cache = folder / "teacher" if recipe.alignment.cache else None
-            aim = Aim(teacher.to(state.device), Views(photos, *views), cache)
-    made_by = fingerprint(tokenizer)
-    task = GeneratorTask(
-        recipe,
-        tokenizer,
-        read_tokens(tokens / "train", made_by),
-        read_tokens(tokens / "val", made_by),
-        aim,
-    )
-    return train(task, recipe.train, folder, recipe_yaml(recipe))
+    find_photos(recipe.data.source)  # and that there are some
+    with locked(folder):
+        photos, held_out = open_photos(recipe.data, size, folder / "photos")
+        claim(folder, recipe_yaml(recipe))  # and so is a changed recipe
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        tokenizer.to(state.device)
+        tokens, aim = folder / "tokens", None
+        views = recipe.views, recipe.data.flip, recipe.train.seed
+        with state.main_process_first():  # the others find the files that it wrote
+            write_tokens(tokens / "train", tokenizer, photos, *views)
+            write_tokens(tokens / "val", tokenizer, held_out)
+            if teacher is not None:
+                cache = folder / "teacher" if recipe.alignment.cache else None
+                aim = Aim(teacher.to(state.device), Views(photos, *views), cache)
+        made_by = fingerprint(tokenizer)
+        kept, kept_out = (read_tokens(tokens / split, made_by) for split in ("train", "val"))
+        task = GeneratorTask(recipe, tokenizer, kept, kept_out, aim)
+        return train(task, recipe.train, folder, recipe_yaml(recipe))

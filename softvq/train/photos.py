@@ -1,11 +1,34 @@
 """What every task does with photos: open both splits, and take random crops of one."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from softvq.data import Crops, Positions, Store, open_store
 from softvq.recipe import DataConfig, TrainConfig
+
+
+@dataclass
+class Batch:
+    """Crops of photos.
+
+    pixels: float32 [B, 3, H, W] in [-1, 1].  labels: int64 [B].  rows: int64 [B], which photos of
+    the store.  mirrored: bool [B].  seen: images that training has seen before this batch.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+    mirrored: Tensor
+    seen: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with what networks read, pixels and labels, on ``device``."""
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
 
 def open_photos(data: DataConfig, size: tuple[int, int], cache: Path) -> tuple[Store, Store]:
@@ -16,8 +39,10 @@ def open_photos(data: DataConfig, size: tuple[int, int], cache: Path) -> tuple[S
 
 def crop_batches(
     photos: Store, data: DataConfig, config: TrainConfig, start: int, rank: int, world: int
-) -> DataLoader:
-    """Batches of random crops from image ``start`` on: [B, 3, H, W] in [-1, 1] and labels [B]."""
+) -> Iterator[Batch]:
+    """Batches of random crops from image ``start`` on."""
     crops = Crops(photos, flip=data.flip, seed=config.seed)
     order = Positions(len(crops), config.batch, config.images, start, config.seed, rank, world)
-    return DataLoader(crops, batch_sampler=order, num_workers=data.workers)
+    loader = DataLoader(crops, batch_sampler=order, num_workers=data.workers)
+    for step, some in enumerate(loader):
+        yield Batch(*some, seen=start + step * config.batch)

@@ -4,19 +4,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from softvq.data import Store, fixed_batches
 from softvq.errors import UserError
 from softvq.evaluate.probe import Probe, ProbeConfig
 from softvq.recipe import ProbeRecipe, recipe_yaml
+from softvq.train.folder import locked
 from softvq.train.loop import train
-from softvq.train.photos import crop_batches, open_photos
+from softvq.train.photos import Batch, crop_batches, open_photos
+from softvq.train.players import Player, Turn
 
 
 class ProbeTask:
-    """Photos -> crops -> class. See :class:`softvq.train.loop.Task`."""
+    """Photos -> crops -> class. See :class:`softvq.train.players.Task`."""
+
+    name = "probe"
 
     def __init__(self, recipe: ProbeRecipe, train_photos: Store, held_out: Store):
         if len(train_photos.classes) < 2:
@@ -28,20 +32,19 @@ class ProbeTask:
         torch.manual_seed(recipe.train.seed)
         height, width = train_photos.size
         self.model = Probe(ProbeConfig(height, width, len(train_photos.classes), recipe.channels))
+        self.players = [Player.model(self.model, self.loss, recipe.train)]
 
-    def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(self, start: int, rank: int, world: int) -> Iterable[Batch]:
         data, config = self.recipe.data, self.recipe.train
         return crop_batches(self.train_photos, data, config, start, rank, world)
 
-    def loss(
-        self, net: nn.Module, batch: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        device = next(net.parameters()).device
-        pixels, labels = (tensor.to(device) for tensor in batch)
-        logits = net(pixels).float()
+    def loss(self, net: nn.Module, batch: Batch, made: None = None) -> Turn:
+        batch = batch.to(next(net.parameters()).device)
+        logits = net(batch.pixels).float()
         smoothing = self.recipe.label_smoothing
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing), {"accuracy": accuracy}
+        accuracy = (logits.argmax(1) == batch.labels).float().mean()
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        return Turn(loss, {"accuracy": accuracy})
 
     @torch.no_grad()
     def evaluate(self, model: Probe, folder: Path, seen: int) -> dict[str, float]:
@@ -58,6 +61,7 @@ class ProbeTask:
 
 def train_probe(recipe: ProbeRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
-    photos, held_out = open_photos(recipe.data, (recipe.height, recipe.width), folder / "photos")
-    task = ProbeTask(recipe, photos, held_out)
-    return train(task, recipe.train, folder, recipe_yaml(recipe))
+    with locked(folder):
+        size = recipe.height, recipe.width
+        task = ProbeTask(recipe, *open_photos(recipe.data, size, folder / "photos"))
+        return train(task, recipe.train, folder, recipe_yaml(recipe))

@@ -1,10 +1,9 @@
 """Training a tokenizer on photos."""
 
 import copy
-import json
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from softvq import images
-from softvq.data import Crops, Store, fixed_batches
+from softvq.data import Crops, Store, find_photos, fixed_batches
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.interop.dinov2 import initialise_encoder
@@ -27,8 +26,11 @@ from softvq.tokenizer.alignment import HEADS, Head, Teacher, negative_cosine
 from softvq.tokenizer.bottleneck import Tokens
 from softvq.tokenizer.objective import Objective, ObjectiveConfig
 from softvq.train.features import FeatureCache
-from softvq.train.loop import claim, train
-from softvq.train.photos import crop_batches, open_photos
+from softvq.train.folder import claim, locked, metrics
+from softvq.train.loop import train
+from softvq.train.optimizers import adamw
+from softvq.train.photos import Batch, crop_batches, open_photos
+from softvq.train.players import Player, Turn
 
 SHOWN = 16  # pictures in a grid
 STATISTICS = 2048  # photos that latent mean and std are computed from
@@ -107,11 +109,12 @@ def with_adapters(tokenizer: Tokenizer, rank: int, trainable: str) -> Any:
 
 
 class TokenizerTask:
-    """Photos -> crops -> reconstruction. See :class:`softvq.train.loop.Task`.
+    """Photos -> crops -> reconstruction. See :class:`softvq.train.players.Task`.
 
-    A batch is (images seen before it, pixels, rows of its photos in the store). ``features`` may be
-    set to the teacher's, computed before.
+    ``features`` may be set to the teacher's, computed before.
     """
+
+    name = "tokenizer"
 
     def __init__(self, recipe: TokenizerRecipe, train_photos: Store, held_out: Store):
         self.recipe, self.train_photos, self.held_out = recipe, train_photos, held_out
@@ -151,33 +154,37 @@ class TokenizerTask:
                 (self.teacher.patches, self.teacher.width),
             )
         self.model = Autoencoding(tokenizer, head, recipe.objective)
+        self.players = [Player.model(self.model, self.loss, recipe.train)]
+        if self.adversary is not None:
+            self.players.append(adversary_player(self.adversary, self.adversary_loss, recipe))
 
-    def batches(self, start: int, rank: int, world: int) -> Iterable[tuple[int, Tensor, Tensor]]:
+    def batches(self, start: int, rank: int, world: int) -> Iterable[Batch]:
         data, config = self.recipe.data, self.recipe.train
-        photos = replace(self.train_photos, labels=np.arange(len(self.train_photos)))
-        loader = crop_batches(photos, data, config, start, rank, world)
-        for step, (pixels, rows) in enumerate(loader):
-            yield start + step * config.batch, pixels, rows
+        return crop_batches(self.train_photos, data, config, start, rank, world)
 
-    def loss(
-        self, net: nn.Module, batch: tuple[int, Tensor, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        seen, crops, rows = batch
+    def loss(self, net: nn.Module, batch: Batch, made: None = None) -> Turn:
+        """The tokenizer's turn; it makes the reconstruction [B, 3, H, W]."""
         device = next(net.parameters()).device
-        pixels = crops.to(device)
-        reconstruction, tokens, predicted = net(pixels)
-        terms = self.objective.to(device)(pixels, reconstruction, seen)
-        if self.adversary is not None and seen >= self.recipe.adversary.start:
+        batch = batch.to(device)
+        reconstruction, tokens, predicted = net(batch.pixels)
+        terms = self.objective.to(device)(batch.pixels, reconstruction, batch.seen)
+        if self.adversary is not None and batch.seen >= self.recipe.adversary.start:
             terms["adversarial"] = self.adversarial_term(terms, reconstruction)
         if predicted is not None:
-            target = self.aim(crops, rows, device)
+            target = self.aim(batch)
             terms["alignment"] = self.recipe.alignment.weight * negative_cosine(predicted, target)
         terms |= tokens.losses
-        self.shown = pixels, reconstruction.detach()
         total = torch.stack(list(terms.values())).sum()
-        mse = (self.shown[1].float() - pixels).square().mean((1, 2, 3))
+        made = reconstruction.detach()
+        mse = (made.float() - batch.pixels).square().mean((1, 2, 3))
         terms["train_psnr"] = (10 * torch.log10(4 / mse)).mean()
-        return total, terms | tokens.stats
+        return Turn(total, terms | tokens.stats, made)
+
+    def adversary_loss(self, net: nn.Module, batch: Batch, made: Tensor) -> Turn | None:
+        """The adversary's turn: photos against the reconstruction that the tokenizer made."""
+        if batch.seen < self.recipe.adversary.start:
+            return None
+        return Turn(*net(batch.pixels.to(made.device), made))
 
     def adversarial_term(self, terms: dict[str, Tensor], reconstruction: Tensor) -> Tensor:
         """What the reconstruction loses by being told from photos; ``terms``: those of pixels."""
@@ -189,19 +196,15 @@ class TokenizerTask:
             weight = weight * adaptive_weight(pixel, loss, self.model.tokenizer.last_layer)
         return weight * loss
 
-    def aim(self, crops: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    def aim(self, batch: Batch) -> Tensor:
         """The teacher's features, as the head is to predict them."""
         assert self.teacher is not None and self.model.head is not None
+        device = batch.pixels.device
         if self.features is not None:
-            features = self.features(crops, rows).to(device)
+            features = self.features(batch.rows, batch.mirrored).to(device)
         else:
-            features = self.teacher.to(device)(crops.to(device))
+            features = self.teacher.to(device)(batch.pixels)
         return self.model.head.target(features)
-
-    def adversary_loss(
-        self, net: nn.Module, batch: tuple[int, Tensor, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        return net(*self.shown) if batch[0] >= self.recipe.adversary.start else None
 
     def evaluate(self, model: Autoencoding, folder: Path, seen: int) -> dict[str, float]:
         originals, rebuilt = reconstruct_all(model.tokenizer, self.held_out)
@@ -219,6 +222,18 @@ class TokenizerTask:
         if not model.frozen:
             measure_latents(tokenizer, self.train_photos)
         tokenizer.save_pretrained(folder)
+
+
+def adversary_player(
+    adversary: Adversary, loss: Callable[..., Turn | None], recipe: TokenizerRecipe
+) -> Player:
+    """The adversary learns with AdamW, at a rate of its own."""
+    lr, weight_decay = recipe.adversary.lr, recipe.train.weight_decay
+
+    def optimizers(net: nn.Module) -> list[torch.optim.Optimizer]:
+        return [adamw([(p, lr) for p in net.parameters() if p.requires_grad], weight_decay)]
+
+    return Player("adversary", adversary, loss, optimizers, {"adversary.lr": lr})
 
 
 def check_combination(recipe: TokenizerRecipe) -> None:
@@ -302,15 +317,17 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
     """
     check_combination(recipe)  # now: decoding many photos takes hours
     size = (recipe.model.height, recipe.model.width)
-    photos, held_out = open_photos(recipe.data, size, photos_in or folder / "photos")
-    task = TokenizerTask(recipe, photos, held_out)
-    if task.teacher is not None and recipe.alignment.cache:
-        claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of work
-        state = PartialState(cpu=not torch.accelerator.is_available())
-        with state.main_process_first():  # the others find the files that it wrote
-            teacher = task.teacher.to(state.device)
-            task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
-    return train(task, recipe.train, folder, recipe_yaml(recipe))
+    find_photos(recipe.data.source)  # before a folder is made for them
+    with locked(folder):
+        photos, held_out = open_photos(recipe.data, size, photos_in or folder / "photos")
+        task = TokenizerTask(recipe, photos, held_out)
+        if task.teacher is not None and recipe.alignment.cache:
+            claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of work
+            state = PartialState(cpu=not torch.accelerator.is_available())
+            with state.main_process_first():  # the others find the files that it wrote
+                teacher = task.teacher.to(state.device)
+                task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
+        return train(task, recipe.train, folder, recipe_yaml(recipe))
 
 
 TRIAL = 20  # optimizer steps of a speed measurement
@@ -334,9 +351,3 @@ def training_speed(recipe: TokenizerRecipe, photos_in: Path | None = None) -> fl
         if not train_tokenizer(replace(recipe, train=schedule), Path(scratch), photos_in):
             raise KeyboardInterrupt
         return metrics(Path(scratch), "images_per_second")[-1]["images_per_second"]
-
-
-def metrics(folder: Path, name: str) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl that hold ``name``."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [values for values in map(json.loads, lines) if name in values]

@@ -1,0 +1,113 @@
+"""The folder of a run: who may work in it, its recipe, and its metrics."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from torch.utils.tensorboard import SummaryWriter
+
+from softvq.errors import UserError
+from softvq.io import write_atomically
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder alone; the system lets it go even if the process is killed.
+
+    May be entered again by the process that holds it. Raises UserError if another one does.
+    """
+    if int(os.environ.get("RANK", 0)):  # of one torchrun, the first process holds it for all
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder}: another training is running in this folder; wait for its end, or choose "
+            "another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(folder: Path, recipe: str) -> None:
+    """Write the recipe into a new run's folder, or check that the run there has the same one.
+
+    A larger train.images is taken too: a run goes on for longer. Raises UserError.
+    """
+    path = folder / "recipe.yaml"
+    old = recipe
+    if path.is_file():
+        try:
+            old = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: damaged (not text); choose another --out") from None
+    if old != recipe and not _longer(recipe, old):
+        changed = sorted(line.strip() for line in set(recipe.split("\n")) ^ set(old.split("\n")))
+        raise UserError(
+            f"{folder} holds a run with another recipe ({'; '.join(changed)}); "
+            "repeat its recipe to go on with it, or choose another --out"
+        )
+    write_atomically(path, recipe)
+
+
+def _longer(new: str, old: str) -> bool:
+    """Whether a recipe, as YAML, is the old one with more images to train for."""
+    try:
+        ours, theirs = yaml.safe_load(new), yaml.safe_load(old)
+        images = theirs["train"]["images"]
+        longer = ours["train"]["images"] > images
+        ours["train"]["images"] = images
+    except (yaml.YAMLError, TypeError, KeyError):
+        return False
+    return longer and ours == theirs
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a metrics.jsonl, and how many were damaged and left out."""
+    found, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            values = json.loads(line)
+            if not isinstance(values["seen"], int):
+                raise TypeError
+            found.append(values)
+        except (ValueError, KeyError, TypeError):  # as the line that a kill cut short
+            damaged += 1
+    return found, damaged
+
+
+def metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl that hold ``name``."""
+    return [values for values in read_metrics(folder / "metrics.jsonl")[0] if name in values]
+
+
+class Journal:
+    """Metrics as JSON lines and TensorBoard curves; on resume, lines after the checkpoint go."""
+
+    def __init__(self, folder: Path, seen: int):
+        self.path = folder / "metrics.jsonl"
+        if self.path.is_file():
+            found, damaged = read_metrics(self.path)
+            if damaged:
+                print(f"{self.path}: {damaged} damaged lines left out", file=sys.stderr)
+            lines = [json.dumps(values) + "\n" for values in found if values["seen"] <= seen]
+            write_atomically(self.path, "".join(lines))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=seen)
+
+    def write(self, seen: int, values: dict[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"seen": seen} | values) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, seen)
+        self.board.flush()
