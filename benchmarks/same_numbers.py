@@ -13,6 +13,7 @@ import tempfile
 
 import numpy as np
 
+from softvq.coding import reconstruct_all
 from softvq.data import open_store
 from softvq.evaluate.distances import frechet_distance
 from softvq.evaluate.features import probe_features
@@ -20,7 +21,6 @@ from softvq.evaluate.pixels import psnr, ssim
 from softvq.evaluate.probe import Probe
 from softvq.pipeline import load_tokenizer, model_folder
 from softvq.study.baselines import coded
-from softvq.train.tokenizer import reconstruct_all
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from softvq.data import open_store
 from softvq.recipe import TokenizerRecipe, load_recipe, recipe_yaml
 from softvq.tokenizer import Tokenizer
+from softvq.train.folder import open_run
 from softvq.train.loop import train
 from softvq.train.tokenizer import TokenizerTask
 
@@ -97,7 +98,8 @@ def main() -> None:
                 with torch.no_grad():
                     change(task.model.tokenizer)
             folder = Path(scratch) / name.replace(" ", "-")
-            train(task, recipe.train, folder, recipe_yaml(recipe))
+            with open_run(folder, recipe_yaml(recipe)):
+                train(task, recipe.train, folder)
             lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
             steps, final = [line for line in lines if "loss" in line][-1], lines[-1]
             print(

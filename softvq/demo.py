@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from softvq import __version__, images
+from softvq.coding import reconstruct_all
 from softvq.data import BUILTIN, Store, open_store
 from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
@@ -22,7 +23,7 @@ from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
 from softvq.tokenizer import Tokenizer
 from softvq.train.folder import metrics
-from softvq.train.tokenizer import TRIAL, reconstruct_all, train_tokenizer, training_speed
+from softvq.train.tokenizer import TRIAL, train_tokenizer, training_speed
 
 SAMPLES = 6  # pictures per class
 STEPS = 20

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from softvq.errors import UserError
+from softvq.errors import UserError, check_ranges
 from softvq.generator.families import GENERATORS
 from softvq.generator.objective import HiddenAlignmentConfig
 from softvq.generator.process import TIME_LAWS
@@ -38,6 +38,9 @@ class DataConfig:
     fit: str = "crop"
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "data", margin=(1, 16), workers=(0, 256))
+
 
 @dataclass
 class TrainConfig:
@@ -47,6 +50,8 @@ class TrainConfig:
     lr, muon_lr: peak rates of AdamW and Muon.  schedule: cosine | linear, down to ``final_lr`` of
     the peak after ``warmup`` images of linear rise.  layer_decay: the rates fall by this factor
     with every block that lies deeper in its stack; below 1 for fine-tuning.
+    images: of the whole run. A larger number in the same folder goes on with the run, at the rate
+    that a run of the new length would have there; all else of the recipe must be the same.
     ema_halflife: halflife of the weight average that is saved.  precision: auto | bf16 | fp32; auto
     is bf16 where the hardware multiplies it natively.
     """
@@ -71,10 +76,13 @@ class TrainConfig:
     checkpoint_every: int = 10_000
 
     def __post_init__(self) -> None:
-        positive = ("images", "batch", "clip", "log_every", "evaluate_every", "checkpoint_every")
-        for name in (*positive, "layer_decay"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"train.{name} must be above 0, got {getattr(self, name)}")
+        ever = 10**12
+        check_ranges(
+            self, "train", images=(1, ever), batch=(1, 10**6), lr=(0, 10), muon_lr=(0, 10),
+            layer_decay=(1e-3, 1), weight_decay=(0, 100), warmup=(0, ever), final_lr=(0, 1),
+            clip=(1e-6, 1e6), ema_halflife=(0, ever), seed=(0, 2**32 - 1), log_every=(1, ever),
+            evaluate_every=(1, ever), checkpoint_every=(1, ever),
+        )  # fmt: skip
         for name, known in (
             ("optimizer", ("adamw", "muon")),
             ("schedule", ("cosine", "linear")),
@@ -111,6 +119,7 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         if self.trainable not in ("all", "decoder"):
             raise UserError(f"trainable '{self.trainable}' is none of all, decoder")
+        check_ranges(self, "", lora_rank=(0, 4096))
 
 
 @dataclass
@@ -158,8 +167,7 @@ class GeneratorRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.views < 1:
-            raise UserError(f"views must be 1 or more, got {self.views}")
+        check_ranges(self, "", views=(1, 10_000))
         self.time = self.time or GENERATORS[self.family].time
         if self.time not in TIME_LAWS:
             raise UserError(f"time '{self.time}' is none of {', '.join(TIME_LAWS)}")
@@ -188,6 +196,12 @@ class ProbeRecipe:
     label_smoothing: float = 0.1
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        sides = (16, 4096)
+        check_ranges(
+            self, "", height=sides, width=sides, channels=(8, 4096), label_smoothing=(0, 1)
+        )
 
 
 Recipe = TypeVar("Recipe", TokenizerRecipe, GeneratorRecipe, ProbeRecipe)

@@ -556,8 +556,8 @@ def test_config_is_checked_in_one_line():
     for values, message in (
         ({"loss": "wasserstein"}, "adversary.loss 'wasserstein' is none of hinge"),
         ({"discriminator": "gan"}, "adversary.discriminator 'gan' is none of patchgan, dino"),
-        ({"augment": 1.5}, "adversary.augment is a probability"),
-        ({"lecam": -1.0}, "adversary.lecam must not be negative"),
+        ({"augment": 1.5}, "adversary.augment must be in 0 .. 1, got 1.5"),
+        ({"lecam": -1.0}, "adversary.lecam must be in 0 .. .*, got -1.0"),
     ):
         with pytest.raises(UserError, match=message):
             AdversaryConfig(**values)

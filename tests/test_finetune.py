@@ -114,9 +114,9 @@ def test_decoder_only_on_the_command_line_needs_a_start(tmp_path, capsys):
         (["trainable=encoder"], "none of all, decoder"),
         (["encoder_init=dino.pth"], "give init or encoder_init, not both"),
         (["init=null", "lora_rank=4"], "lora_rank is for a trained tokenizer"),
-        (["objective.masking=1"], "below 1; got 1"),
-        (["objective.latent_noise=-1"], "must be 0 or more, got -1"),
-        (["train.layer_decay=0"], "train.layer_decay must be above 0"),
+        (["objective.masking=1"], "objective.masking must be in 0 .. 0.99, got 1"),
+        (["objective.latent_noise=-1"], "objective.latent_noise must be in 0 .. .*, got -1"),
+        (["train.layer_decay=0"], "train.layer_decay must be in 0.001 .. 1, got 0"),
         (
             ["trainable=decoder", "alignment.weight=1", "alignment.teacher=x"],
             "alignment teaches the encoder, which is frozen",

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from softvq import images
+from softvq.coding import reconstruct_all
 from softvq.data import fixed_batches, open_store
 from softvq.evaluate.pixels import psnr
 from softvq.evaluate.probe import Probe
 from softvq.pipeline import Pipeline, load_tokenizer, model_folder
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe, load_recipe
-from softvq.train.tokenizer import reconstruct_all
 
 FOLDER = model_folder("shipped")
 

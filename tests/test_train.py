@@ -1,9 +1,12 @@
 """The training loop: learning, stopping, resuming, and what it says when something is wrong."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from contract import photos
+from killing import ROOT
 from PIL import Image
 from torch import nn
 
@@ -19,13 +23,14 @@ from softvq.errors import UserError
 from softvq.evaluate.distances import frechet_distance
 from softvq.evaluate.features import probe_features
 from softvq.evaluate.probe import Probe
-from softvq.io import load_tensors
+from softvq.io import load_tensors, save_tensors
 from softvq.recipe import ProbeRecipe, TokenizerRecipe, TrainConfig, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.lpips import LPIPS
 from softvq.tokenizer.objective import Objective, ObjectiveConfig
+from softvq.train import loop
 from softvq.train.checkpoint import load_newest, save_checkpoint
-from softvq.train.loop import train
+from softvq.train.folder import open_run
 from softvq.train.optimizers import adamw, average, optimizers, rate
 from softvq.train.photos import Batch
 from softvq.train.players import Player, Turn
@@ -102,12 +107,17 @@ class Duel(Line):
         return Turn(error * (float("nan") if position == self.harm else 1), {"said": said.mean()})
 
 
+def train(task, config, folder, recipe="recipe: line\n"):
+    with open_run(folder, recipe):
+        return loop.train(task, config, folder)
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_writes_what_it_promises(tmp_path):
-    assert train(Line(), CONFIG, tmp_path, "recipe")
+    assert train(Line(), CONFIG, tmp_path)
     logged = lines(tmp_path)
     assert [line["seen"] for line in logged if "loss" in line] == list(range(8, 65, 8))
     assert [line["seen"] for line in logged if "weight" in line] == [64]
@@ -117,21 +127,21 @@ def test_a_run_writes_what_it_promises(tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    train(Line(), CONFIG, tmp_path, "recipe")
+    train(Line(), CONFIG, tmp_path)
     again = Line()
-    assert train(again, CONFIG, tmp_path, "recipe")
+    assert train(again, CONFIG, tmp_path)
     assert again.draws == []
 
 
 def test_stopped_and_continued_equals_uninterrupted(tmp_path):
     whole = Line()
-    train(whole, CONFIG, tmp_path / "whole", "recipe")
+    train(whole, CONFIG, tmp_path / "whole")
     stopped = Line(pause=0.05)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert not train(stopped, CONFIG, tmp_path / "parts", "recipe")
+    assert not train(stopped, CONFIG, tmp_path / "parts")
     assert 0 < len(stopped.draws) < 8
     rest = Line()
-    assert train(rest, CONFIG, tmp_path / "parts", "recipe")
+    assert train(rest, CONFIG, tmp_path / "parts")
     assert stopped.draws + rest.draws == whole.draws
     name = "checkpoints/000000000064.safetensors"
     one, two = load_tensors(tmp_path / "whole" / name), load_tensors(tmp_path / "parts" / name)
@@ -144,15 +154,15 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path):
 
 def test_an_adversary_learns_after_the_model_and_resumes_with_it(tmp_path):
     whole = Duel()
-    train(whole, CONFIG, tmp_path / "whole", "recipe")
+    train(whole, CONFIG, tmp_path / "whole")
     assert whole.duels == list(range(24, 64, 8))
     logged = [line for line in lines(tmp_path / "whole") if "loss" in line]
     assert ["adversary_loss" in line for line in logged] == [False] * 3 + [True] * 5
     stopped = Duel(pause=0.05)
     threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert not train(stopped, CONFIG, tmp_path / "parts", "recipe")
+    assert not train(stopped, CONFIG, tmp_path / "parts")
     rest = Duel()
-    assert train(rest, CONFIG, tmp_path / "parts", "recipe")
+    assert train(rest, CONFIG, tmp_path / "parts")
     assert stopped.duels + rest.duels == whole.duels
     name = "checkpoints/000000000064.safetensors"
     one, two = load_tensors(tmp_path / "whole" / name), load_tensors(tmp_path / "parts" / name)
@@ -162,7 +172,7 @@ def test_an_adversary_learns_after_the_model_and_resumes_with_it(tmp_path):
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "no weights", "half a note"])
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys, harm):
-    train(Line(), CONFIG, tmp_path, "recipe")
+    train(Line(), CONFIG, tmp_path)
     weights = tmp_path / "checkpoints" / "000000000064.safetensors"
     data = bytearray(weights.read_bytes())
     if harm == "truncate":
@@ -178,7 +188,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys, harm):
     assert seen == 56 and "model.weight" in state
     assert len(complaints) == 1 and "is damaged" in complaints[0]
     rest = Line()
-    assert train(rest, CONFIG, tmp_path, "recipe")
+    assert train(rest, CONFIG, tmp_path)
     assert len(rest.draws) == 1
     assert "is damaged; using the one before it" in capsys.readouterr().err
 
@@ -191,16 +201,166 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no longer finite at 32 images"):
-        train(Line(poison=5), CONFIG, tmp_path, "recipe")
+        train(Line(poison=5), CONFIG, tmp_path)
     seen, state, _ = load_newest(tmp_path / "checkpoints")
     assert seen == 32 and all(torch.isfinite(value).all() for value in state.values())
 
 
 def test_nan_of_the_adversary_stops_the_run_too(tmp_path):
     with pytest.raises(UserError, match=r"no longer finite at 40 images.*adversary.lr \(now 0.05"):
-        train(Duel(harm=40), CONFIG, tmp_path, "recipe")
+        train(Duel(harm=40), CONFIG, tmp_path)
     seen, state, _ = load_newest(tmp_path / "checkpoints")
     assert seen == 40 and all(torch.isfinite(value).all() for value in state.values())
+
+
+class Breaking(Line):
+    """One weight stops being finite in the step from ``at`` images on, by no fault of the loss."""
+
+    def __init__(self, at, **kwargs):
+        super().__init__(**kwargs)
+        self.at = at
+        self.players[0].optimizers = self.optimizers
+
+    def optimizers(self, net):
+        optimizer = optimizers(net, CONFIG)[0]
+        step = optimizer.step
+
+        def broken():
+            step()
+            if len(self.draws) * 8 > self.at:
+                net.weight.data.fill_(float("inf"))
+
+        optimizer.step = broken
+        return [optimizer]
+
+
+def test_a_last_step_that_diverges_is_neither_kept_nor_exported(tmp_path):
+    seldom = dataclasses.replace(CONFIG, checkpoint_every=64, evaluate_every=64)
+    with pytest.raises(UserError, match=r"weights \(model.weight.*at 64 images; no checkpoint was"):
+        train(Breaking(56), seldom, tmp_path)
+    assert not (tmp_path / "exported").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not [line for line in lines(tmp_path) if "weight" in line]
+
+
+def test_the_checkpoint_that_is_called_good_is_good(tmp_path):
+    """Also where every step is kept: the broken one is not."""
+    with pytest.raises(UserError, match=r"at 32 images; the last good checkpoint is .*0024\."):
+        train(Breaking(24), CONFIG, tmp_path)
+    seen, state, _ = load_newest(tmp_path / "checkpoints")
+    assert seen == 24 and all(value.isfinite().all() for value in state.values())
+
+
+def test_a_metric_that_is_nan_stops_the_export(tmp_path):
+    task = Line()
+    task.evaluate = lambda model, folder, seen: {"weight": float("nan")}
+    with pytest.raises(UserError, match="weight: no longer finite at 64 images"):
+        train(task, CONFIG, tmp_path)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    holder = (
+        "import sys, time; from pathlib import Path; from softvq.train.folder import open_run\n"
+        "with open_run(Path(sys.argv[1]), 'a: 1'): print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", holder, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another training is running in this folder"):
+            train(Line(), CONFIG, tmp_path / "run")
+        other.kill()
+    assert train(Line(), CONFIG, tmp_path / "run")  # the lock of a killed one is gone
+
+
+def test_a_folder_of_other_files_and_the_photos_folder_are_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files that softvq did not write"):
+        train(Line(), CONFIG, tmp_path)
+    with (
+        pytest.raises(UserError, match="lies in the photos' folder"),
+        open_run(tmp_path / "run", "a: 1", str(tmp_path)),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_to_stop_saves(tmp_path, name):
+    task = Line()
+    loss = task.players[0].loss
+
+    def told(net, batch, made):
+        if len(task.draws) == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+        return loss(net, batch, made)
+
+    task.players[0].loss = told
+    before = signal.getsignal(getattr(signal, name))
+    assert not train(task, dataclasses.replace(CONFIG, checkpoint_every=64), tmp_path)
+    assert load_newest(tmp_path / "checkpoints")[0] == 32
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def longer(images):
+    return dataclasses.replace(CONFIG, images=images), f"train:\n  images: {images}\n  batch: 8\n"
+
+
+def test_a_finished_run_goes_on_for_longer(tmp_path):
+    config, recipe = longer(64)
+    train(Line(), config, tmp_path, recipe)
+    config, recipe = longer(96)
+    more = Line(images=96)
+    assert train(more, config, tmp_path, recipe)
+    assert len(more.draws) == 4 and "images: 96" in (tmp_path / "recipe.yaml").read_text()
+    rates = [line["lr"] for line in lines(tmp_path) if "lr" in line]
+    assert rates[8:] == pytest.approx([0.1 * rate(config, seen) for seen in range(64, 96, 8)])
+    for other in (recipe.replace("96", "64"), recipe.replace("96", "128").replace("8", "4")):
+        with pytest.raises(UserError, match="another recipe"):
+            train(Line(), config, tmp_path, other)
+
+
+def test_before_its_first_checkpoint_a_run_may_change_its_recipe(tmp_path):
+    with pytest.raises(UserError, match="no longer finite"):
+        train(Line(poison=1), CONFIG, tmp_path, "lr: 1\n")
+    assert train(Line(), CONFIG, tmp_path, "lr: 0.1\n")
+
+
+@pytest.mark.parametrize("harm", ["flip", "lacks", "optimizer"])
+def test_when_no_checkpoint_is_good_nothing_starts_again(tmp_path, harm):
+    """``lacks``, ``optimizer``: with a right checksum, as of a file that somebody else made."""
+    train(Line(), CONFIG, tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*.safetensors"):
+        if harm == "flip":
+            data = bytearray(path.read_bytes())
+            data[-3] ^= 1
+            path.write_bytes(data)
+        else:
+            state = load_tensors(path)
+            del state["model.bias" if harm == "lacks" else "optimizer.0.1.exp_avg"]
+            save_tensors(state, path)
+            note = {"seen": int(path.stem), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            path.with_suffix(".json").write_text(json.dumps(note))
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(UserError, match="no checkpoint there can be used.*another --out") as error:
+        train(Line(), CONFIG, tmp_path)
+    assert "\n" not in str(error.value)
+    assert harm == "flip" or "missing" in str(error.value)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == kept
+
+
+def test_damaged_records_are_one_line(tmp_path, capsys):
+    config, recipe = longer(64)
+    train(Line(), config, tmp_path, recipe)
+    kept = lines(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"[]\n\xff\xfe\n3\n")
+    assert train(Line(), config, tmp_path, recipe)
+    assert "3 damaged lines left out" in capsys.readouterr().err and lines(tmp_path) == kept
+    for damage in (b"\xff\xfe\x00", b"[]", b"train: [1"):
+        (tmp_path / "recipe.yaml").write_bytes(damage)
+        with pytest.raises(UserError, match="recipe"):
+            train(Line(), *longer(96)[:1], tmp_path, longer(96)[1])
 
 
 def test_only_two_checkpoints_are_kept_and_leftovers_go(tmp_path):
@@ -249,7 +409,7 @@ def test_muon_gets_block_matrices_and_adamw_the_rest():
         ("train.precision=fp16", "train.precision 'fp16' is none of auto, bf16, fp32"),
         ("train.optimizer=sgd", "none of adamw, muon"),
         ("train.schedule=step", "none of cosine, linear"),
-        ("train.batch=0", "train.batch must be above 0, got 0"),
+        ("train.batch=0", "train.batch must be in 1 .. 1,000,000, got 0"),
         ("train.batch=many", "batch"),
         ("train.btach=8", "did you mean 'train.batch'"),
         ("modle.patch=8", "did you mean 'model'"),
@@ -257,7 +417,22 @@ def test_muon_gets_block_matrices_and_adamw_the_rest():
         ("model.patch=7", "not divisible by patch 7"),
         ("model.encoder_heads=5", "not divisible by heads 5"),
         ("data.fit=squash", "unknown fit 'squash'"),
-        ("data.margin=0.5", "margin must be 1 or more"),
+        ("data.margin=0.5", "data.margin must be in 1 .. 16, got 0.5"),
+        ("data.margin=nan", "data.margin must be in 1 .. 16, got nan"),
+        ("data.margin=inf", "data.margin must be in"),
+        ("data.workers=-1", "data.workers must be in 0 .. 256, got -1"),
+        ("train.seed=-1", "train.seed must be in 0 .. 4,294,967,295, got -1"),
+        ("train.seed=99999999999999", "train.seed must be in"),
+        ("train.weight_decay=-1", "train.weight_decay must be in 0 .. 100, got -1"),
+        ("train.lr=-1", "train.lr must be in 0 .. 10, got -1"),
+        ("train.lr=1e30", "train.lr must be in"),
+        ("train.lr=nan", "train.lr must be in 0 .. 10, got nan"),
+        ("train.warmup=-5000", "train.warmup must be in"),
+        ("train.ema_halflife=-10", "train.ema_halflife must be in"),
+        ("train.batch=1000000000000", "train.batch must be in"),
+        ("adversary.lr=nan", "adversary.lr must be in"),
+        ("objective.l2=nan", "objective.l2 must be in"),
+        ("lora_rank=-1", "lora_rank must be in"),
         ("train.batch", "not an override of the form key.subkey=value"),
     ],
 )

@@ -99,7 +99,7 @@ def test_latents_on_a_grid_can_be_cut_into_patches(tmp_path):
     ("overrides", "message"),
     [
         (["time=log"], "time 'log' is none of uniform, lognormal"),
-        (["views=0"], "views must be 1 or more"),
+        (["views=0"], "views must be in 1 .. 10,000, got 0"),
         (["family=gan"], "family 'gan' is none of sit, dit, mar"),
         (["model.head_width=8"], r"unknown key 'model\.head_width'"),
         (["family=mar", "model.qk_norm=true"], r"unknown key 'model\.qk_norm'"),

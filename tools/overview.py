@@ -15,10 +15,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from softvq.coding import reconstruct_all
 from softvq.data import open_store
 from softvq.evaluate.pixels import psnr_per_image
 from softvq.pipeline import Pipeline
-from softvq.train.tokenizer import reconstruct_all
 
 SHOWN, DRAWN = 10, 3  # columns, and rows of generated pictures
 

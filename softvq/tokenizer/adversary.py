@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.errors import UserError
+from softvq.errors import UserError, check_ranges
 from softvq.tokenizer.augment import diff_augment
 from softvq.tokenizer.discriminator import DinoDiscriminator, FrozenViT, PatchGAN, held
 
@@ -46,11 +46,10 @@ class AdversaryConfig:
         for name, known in (("discriminator", DISCRIMINATORS), ("loss", LOSSES)):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"adversary.{name} '{value}' is none of {', '.join(known)}")
-        for name in ("weight", "start", "consistency", "lecam"):
-            if getattr(self, name) < 0:
-                raise UserError(f"adversary.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.augment <= 1:
-            raise UserError(f"adversary.augment is a probability in 0 .. 1, got {self.augment}")
+        check_ranges(
+            self, "adversary", weight=(0, 1e6), start=(0, 10**12), lr=(0, 10), width=(1, 4096),
+            depth=(1, 8), augment=(0, 1), consistency=(0, 1e6), lecam=(0, 1e6),
+        )  # fmt: skip
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.errors import UserError
+from softvq.errors import check_ranges
 from softvq.tokenizer.lpips import LPIPS
 from softvq.tokenizer.perceptual import structural_dissimilarity
 
@@ -38,10 +38,10 @@ class ObjectiveConfig:
     latent_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.masking < 1:
-            raise UserError(f"objective.masking is a share in 0 .. 1, below 1; got {self.masking}")
-        if self.latent_noise < 0:
-            raise UserError(f"objective.latent_noise must be 0 or more, got {self.latent_noise}")
+        check_ranges(
+            self, "objective", l1=(0, 1e6), l2=(0, 1e6), perceptual=(0, 1e6), lpips=(0, 1e6),
+            lpips_warmup=(0, 10**12), masking=(0, 0.99), latent_noise=(0, 1e3),
+        )  # fmt: skip
 
 
 class Objective(nn.Module):

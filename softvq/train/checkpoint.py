@@ -22,7 +22,7 @@ class Checkpoint:
         self, folder: Path, parts: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
     ):
         self.folder, self.parts, self.optimizers = folder, parts, optimizers
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor of every network: parameters and buffers."""

@@ -9,35 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from softvq.errors import UserError
-from softvq.io import write_atomically
+from softvq.io import locked, sweep, write_atomically
+from softvq.outputs import LOCK, check_folder, refuse_overlap
+
+RECIPE = "recipe.yaml"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder alone; the system lets it go even if the process is killed.
+def open_run(folder: Path, recipe: str, source: str = "builtin") -> Iterator[None]:
+    """Hold a run's folder alone, made if it is new, with its recipe in it.
 
-    May be entered again by the process that holds it. Raises UserError if another one does.
+    A run that has a checkpoint keeps its recipe, see :func:`claim`. ``source``: the photos, which
+    must lie elsewhere. Raises UserError for another recipe, if the folder holds anything but a run,
+    and if another training works there.
     """
     if int(os.environ.get("RANK", 0)):  # of one torchrun, the first process holds it for all
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{folder}: another training is running in this folder; wait for its end, or choose "
-            "another --out"
-        ) from None
-    try:
+    refuse_overlap(source, folder)
+    check_folder(folder, RECIPE)
+    busy = (
+        f"{folder}: another training is running in this folder; wait for its end, or choose "
+        "another --out"
+    )
+    with locked(folder / LOCK, busy):
+        sweep(folder)
+        if any((folder / "checkpoints").glob("*.json")):
+            claim(folder, recipe)
+        write_atomically(folder / RECIPE, recipe)
         yield
-    finally:
-        lock.release()
 
 
 def claim(folder: Path, recipe: str) -> None:
@@ -45,7 +48,7 @@ def claim(folder: Path, recipe: str) -> None:
 
     A larger train.images is taken too: a run goes on for longer. Raises UserError.
     """
-    path = folder / "recipe.yaml"
+    path = folder / RECIPE
     old = recipe
     if path.is_file():
         try:

@@ -21,7 +21,7 @@ from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.alignment import Teacher, negative_cosine
 from softvq.tokens import BATCH, TokenSet, Views, fingerprint, read_tokens, write_tokens
 from softvq.train.features import stored_features
-from softvq.train.folder import claim, locked
+from softvq.train.folder import open_run
 from softvq.train.loop import train
 from softvq.train.photos import open_photos
 from softvq.train.players import Player, Turn
@@ -178,9 +178,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
         make_model(recipe, tokenizer.config, 0, teacher)
     size = (tokenizer.config.height, tokenizer.config.width)
     find_photos(recipe.data.source)  # and that there are some
-    with locked(folder):
+    with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         photos, held_out = open_photos(recipe.data, size, folder / "photos")
-        claim(folder, recipe_yaml(recipe))  # and so is a changed recipe
         state = PartialState(cpu=not torch.accelerator.is_available())
         tokenizer.to(state.device)
         tokens, aim = folder / "tokens", None
@@ -194,4 +193,4 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
         made_by = fingerprint(tokenizer)
         kept, kept_out = (read_tokens(tokens / split, made_by) for split in ("train", "val"))
         task = GeneratorTask(recipe, tokenizer, kept, kept_out, aim)
-        return train(task, recipe.train, folder, recipe_yaml(recipe))
+        return train(task, recipe.train, folder)

@@ -15,29 +15,26 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
 
 from softvq.errors import UserError
 from softvq.recipe import TrainConfig
 from softvq.train.checkpoint import Checkpoint
-from softvq.train.folder import Journal, claim, locked
+from softvq.train.folder import Journal
 from softvq.train.optimizers import average, rate
 from softvq.train.players import Player, Task
 
 
-def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
+def train(task: Task, config: TrainConfig, folder: Path) -> bool:
     """Train until ``config.images`` images were seen, or go on where a stopped run left off.
 
-    Writes into ``folder``: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, pictures/ and
-    the exported model. Returns False if it was stopped by Ctrl-C, SIGTERM or SIGHUP (a checkpoint
-    is written first). Raises UserError if a loss, a gradient, a weight or a metric stops being
-    finite (nothing of it is saved), or if another training holds the folder.
+    Writes into ``folder``, which :func:`softvq.train.folder.open_run` holds: metrics.jsonl,
+    tensorboard/, checkpoints/, pictures/ and the exported model. Returns False if it was stopped by
+    Ctrl-C, SIGTERM or SIGHUP (a checkpoint is written first). Raises UserError if a loss, a
+    gradient, a weight or a metric stops being finite; nothing of it is saved then.
     """
-    with locked(folder), StopSignals() as stop:
-        claim(folder, recipe)
-
+    with StopSignals() as stop:
         # The players, and the average of the first one's weights. Without ``cpu``, accelerate
         # would leave out the processes of torchrun on machines without a GPU.
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -62,7 +59,7 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
             nets[0] = torch.compile(nets[0])
         journal = Journal(folder, seen) if main else None
         pictures = folder / "pictures"
-        pictures.mkdir(exist_ok=True)
+        pictures.mkdir(parents=True, exist_ok=True)
         logged: dict[str, list[float]] = {}
         steps, started = 0, time.perf_counter()
         bar = tqdm(
@@ -74,7 +71,7 @@ def train(task: Task, config: TrainConfig, folder: Path, recipe: str) -> bool:
         with bar:
             for batch in task.batches(seen, rank, world):
                 # A step: every player has its turn.
-                set_seed(config.seed * 1_000_003 + seen * world + rank)
+                torch.manual_seed(config.seed * 1_000_003 + seen * world + rank)
                 share = rate(config, seen)
                 for optimizer in every_optimizer:
                     for group in optimizer.param_groups:

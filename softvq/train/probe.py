@@ -11,7 +11,7 @@ from softvq.data import Store, fixed_batches
 from softvq.errors import UserError
 from softvq.evaluate.probe import Probe, ProbeConfig
 from softvq.recipe import ProbeRecipe, recipe_yaml
-from softvq.train.folder import locked
+from softvq.train.folder import open_run
 from softvq.train.loop import train
 from softvq.train.photos import Batch, crop_batches, open_photos
 from softvq.train.players import Player, Turn
@@ -61,7 +61,7 @@ class ProbeTask:
 
 def train_probe(recipe: ProbeRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end."""
-    with locked(folder):
+    with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         size = recipe.height, recipe.width
         task = ProbeTask(recipe, *open_photos(recipe.data, size, folder / "photos"))
-        return train(task, recipe.train, folder, recipe_yaml(recipe))
+        return train(task, recipe.train, folder)

@@ -1,7 +1,6 @@
 """Training a tokenizer on photos."""
 
 import copy
-import math
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -14,7 +13,8 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from softvq import images
-from softvq.data import Crops, Store, find_photos, fixed_batches
+from softvq.coding import measure_latents, reconstruct_all
+from softvq.data import Store, find_photos
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.interop.dinov2 import initialise_encoder
@@ -26,14 +26,13 @@ from softvq.tokenizer.alignment import HEADS, Head, Teacher, negative_cosine
 from softvq.tokenizer.bottleneck import Tokens
 from softvq.tokenizer.objective import Objective, ObjectiveConfig
 from softvq.train.features import FeatureCache
-from softvq.train.folder import claim, locked, metrics
+from softvq.train.folder import metrics, open_run
 from softvq.train.loop import train
 from softvq.train.optimizers import adamw
 from softvq.train.photos import Batch, crop_batches, open_photos
 from softvq.train.players import Player, Turn
 
 SHOWN = 16  # pictures in a grid
-STATISTICS = 2048  # photos that latent mean and std are computed from
 
 
 class Autoencoding(nn.Module):
@@ -284,32 +283,6 @@ def check_files(recipe: TokenizerRecipe) -> None:
         raise UserError(f"the recipe reads networks of others: give {give}; or set {leave}")
 
 
-@torch.no_grad()
-def measure_latents(model: Tokenizer, photos: Store, limit: int = STATISTICS) -> None:
-    """Set the model's latent mean and std per channel from up to ``limit`` whole photos."""
-    device = next(model.parameters()).device
-    whole = Crops(photos, augment=False)
-    chosen = np.linspace(0, len(photos) - 1, min(limit, len(photos))).astype(int)
-    parts = []
-    for some in np.array_split(chosen, math.ceil(len(chosen) / 64)):
-        pixels = torch.stack([whole[i, 0][0] for i in some]).to(device)
-        parts.append(model.encode(pixels).latents.double().flatten(0, 1))
-    latents = torch.cat(parts)
-    model.latent_mean.copy_(latents.mean(0))
-    # A channel that never moves must not be divided by zero.
-    model.latent_std.copy_(latents.std(0, correction=0).clamp_min(1e-6))
-
-
-def reconstruct_all(model: Tokenizer, photos: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Whole photos and their reconstructions, uint8 [N, H, W, 3] each."""
-    device = next(model.parameters()).device
-    originals, rebuilt = [], []
-    for pixels, _ in fixed_batches(photos, 64):
-        originals.append(images.to_uint8(pixels))
-        rebuilt.append(images.to_uint8(model.reconstruct(pixels.to(device))))
-    return np.concatenate(originals), np.concatenate(rebuilt)
-
-
 def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | None = None) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end.
 
@@ -318,16 +291,15 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
     check_combination(recipe)  # now: decoding many photos takes hours
     size = (recipe.model.height, recipe.model.width)
     find_photos(recipe.data.source)  # before a folder is made for them
-    with locked(folder):
+    with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         photos, held_out = open_photos(recipe.data, size, photos_in or folder / "photos")
         task = TokenizerTask(recipe, photos, held_out)
         if task.teacher is not None and recipe.alignment.cache:
-            claim(folder, recipe_yaml(recipe))  # a changed recipe is refused before hours of work
             state = PartialState(cpu=not torch.accelerator.is_available())
             with state.main_process_first():  # the others find the files that it wrote
                 teacher = task.teacher.to(state.device)
                 task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
-        return train(task, recipe.train, folder, recipe_yaml(recipe))
+        return train(task, recipe.train, folder)
 
 
 TRIAL = 20  # optimizer steps of a speed measurement
