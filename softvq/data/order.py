@@ -25,9 +25,10 @@ class Crop(NamedTuple):
 class Crops(torch.utils.data.Dataset):
     """Training pictures, addressed by (index, position) from ``Positions``.
 
-    An item is a :class:`Crop`. With ``augment`` it is a random crop, whose sides are 1/margin to 1 of the stored ones, resized to (H, W), and mirrored with
-    probability 1/2 if ``flip``. The randomness comes from (seed, position) alone: any batch can be
-    made again from its position. Without ``augment`` it is the whole stored picture.
+    An item is a :class:`Crop`. With ``augment`` it is a random crop, whose sides are 1/margin to 1
+    of the stored ones, resized to (H, W), and mirrored with probability 1/2 if ``flip``. The
+    randomness comes from (seed, position) alone: any batch can be made again from its position.
+    Without ``augment`` it is the whole stored picture.
     """
 
     def __init__(self, store: Store, augment: bool = True, flip: bool = True, seed: int = 0):
