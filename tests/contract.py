@@ -203,7 +203,7 @@ class GeneratorContract:
 
     def test_every_parameter_gets_gradient(self):
         network = self.network(label_dropout=0.5).train()
-        for seed in range(4):  # a MAR hides all tokens in some
+        for seed in range(20):  # a MAR hides all tokens in most
             self.loss(network, torch.arange(5) % 4, seed).mean().backward()
         assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
 
