@@ -1,6 +1,7 @@
 """Recipes: the whole configuration of a run, typed, from YAML and command-line overrides."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -205,6 +206,11 @@ class ProbeRecipe:
 
 
 Recipe = TypeVar("Recipe", TokenizerRecipe, GeneratorRecipe, ProbeRecipe)
+KINDS: dict[str, Any] = {
+    "tokenizer": TokenizerRecipe,
+    "generator": GeneratorRecipe,
+    "probe": ProbeRecipe,
+}
 SHIPPED = files("softvq") / "recipes"
 
 
@@ -218,7 +224,7 @@ def recipe_layers(name: str) -> list[tuple[str, DictConfig]]:
     """A recipe and those it is based on, the most basic first, each after its name or path.
 
     ``base: NAME`` in a recipe names the one whose values it changes: a shipped recipe or a YAML
-    file, relative to the file that says so.
+    file, relative to the file that says so. ``kind`` says what it trains, see :func:`recipe_kind`.
     """
     layers: list[tuple[str, DictConfig]] = []
     folder = Path()
@@ -234,48 +240,84 @@ def recipe_layers(name: str) -> list[tuple[str, DictConfig]]:
             )
         try:
             layer = OmegaConf.create(path.read_text(encoding="utf-8"))
-        except YAMLError as error:
-            raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
+            base = layer.get("base") if isinstance(layer, DictConfig) else None
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: not a recipe; give a YAML file, which is text") from None
+        except (YAMLError, OmegaConfBaseException, RecursionError) as error:
+            raise UserError(f"{where}: not valid YAML ({_short(error)})") from None
         if not isinstance(layer, DictConfig):
             raise UserError(f"{where}: not a recipe, which has keys and values")
         layers.insert(0, (where, layer))
-        name, folder = str(layer.pop("base", None) or ""), Path(str(path)).parent
+        layer.pop("base", None)
+        name, folder = str(base or ""), Path(str(path)).parent
     return layers
 
 
-def load_recipe(kind: type[Recipe], name: str, overrides: list[str]) -> Recipe:
+def recipe_kind(layers: list[tuple[str, DictConfig]]) -> str | None:
+    """What a recipe trains, of KINDS: the last ``kind`` that a layer says, and is rid of."""
+    said = None
+    for where, layer in layers:
+        said = layer.pop("kind", said)
+        if said is not None and str(said) not in KINDS:
+            raise UserError(f"{where}: kind '{said}' is none of {', '.join(KINDS)}")
+    return said
+
+
+def load_recipe(kind: type[Recipe], name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A typed recipe from a shipped name or a YAML file, with ``key.subkey=value`` overrides.
 
-    Raises UserError for a missing file, an unknown key (naming the nearest known one), a value of
-    the wrong type, or an override that is not key=value.
+    Raises UserError for a missing file, a recipe of another kind, an unknown key (naming the
+    nearest known one), a value of the wrong type, or an override that is not key=value.
     """
     layers = recipe_layers(name)
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"'{override}' is not an override of the form key.subkey=value")
-        try:
-            layers.append((override, OmegaConf.from_dotlist([override])))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{override}: not valid ({' '.join(str(error).split())})") from None
+    said = recipe_kind(layers)
+    if said is not None and KINDS[said] is not kind:
+        raise UserError(f"{name}: is the recipe of a {said}; `softvq train {said}` takes it")
+    layers += [(override, _override(override)) for override in overrides]
     schema = OmegaConf.structured(kind)
-    if kind is GeneratorRecipe:
-        said: list[str] = [str(layer.family) for _, layer in layers if "family" in layer]
-        family = [schema.family, *said][-1]
-        if family not in SHAPES:
-            raise UserError(f"family '{family}' is none of {', '.join(SHAPES)}")
-        schema.model = OmegaConf.structured(SHAPES[family])
     where = name
     try:
+        if kind is GeneratorRecipe:
+            family = schema.family
+            for where, layer in layers:  # noqa: B007 - the handlers below say it
+                family = str(layer.get("family", family))
+            if family not in SHAPES:
+                raise UserError(f"{where}: family '{family}' is none of {', '.join(SHAPES)}")
+            schema.model = OmegaConf.structured(SHAPES[family])
         recipe = schema
-        for where, layer in layers:  # noqa: B007 - the handlers below say it
+        for where, layer in layers:  # noqa: B007
             recipe = OmegaConf.merge(recipe, layer)
+        where = name
         if missing := sorted(OmegaConf.missing_keys(recipe)):
             raise UserError(f"{name}: lacks {', '.join(missing)}")
         return cast(Recipe, OmegaConf.to_object(recipe))
     except ConfigKeyError as error:
         raise unknown_key(str(error.full_key), leaves(schema), where) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {str(error.msg or error).splitlines()[0]}") from None
+        raise UserError(f"{where}: {_short(error)}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply to be a recipe") from None
+
+
+def _override(text: str) -> DictConfig:
+    """What key.subkey=value says."""
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!a} is not an override of the form key.subkey=value")
+    try:
+        text.encode("utf-8")
+        found = OmegaConf.from_dotlist([text])
+    except (YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise UserError(f"{text!a}: not valid ({_short(error)})") from None
+    if not isinstance(found, DictConfig):
+        raise UserError(f"{text!a} is not an override of the form key.subkey=value")
+    return found
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error: OmegaConf's go on with where in its own structures it was."""
+    text = getattr(error, "msg", None) or str(error)
+    return " ".join(str(text).split()) if isinstance(error, YAMLError) else text.splitlines()[0]
 
 
 def leaves(config: Any, prefix: str = "") -> list[str]:
