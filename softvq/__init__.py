@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from softvq.generator.mar import MAR, MARConfig
     from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig
     from softvq.pipeline import Pipeline
-    from softvq.tokenizer.model import Tokenizer, TokenizerConfig
+    from softvq.tokenizer.config import TokenizerConfig
+    from softvq.tokenizer.model import Tokenizer
 
 __version__ = "0.1.0"
 HOMES = {
@@ -26,7 +27,7 @@ HOMES = {
     "SiT": "softvq.generator.transformer",
     "SiTConfig": "softvq.generator.transformer",
     "Tokenizer": "softvq.tokenizer.model",
-    "TokenizerConfig": "softvq.tokenizer.model",
+    "TokenizerConfig": "softvq.tokenizer.config",
 }
 __all__ = [
     "MAR",

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from softvq.errors import UserError
@@ -206,12 +206,22 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def make_config(config_class: type, values: dict[str, Any], where: str) -> Any:
-    """A flat config dataclass from a dict; an unknown key raises UserError with the nearest one."""
+    """A flat config dataclass from a dict.
+
+    Raises UserError for an unknown key (naming the nearest), a missing one, and a value that the
+    dataclass refuses.
+    """
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in values:
         if key not in known:
             raise unknown_key(key, known, where)
-    return config_class(**values)
+    needed = [f.name for f in dataclasses.fields(config_class) if f.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where}: lacks {', '.join(missing)}")
+    try:
+        return config_class(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -221,7 +231,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: no config.json there; give a directory saved by softvq")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: not a configuration: nested too deep") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")
@@ -245,17 +257,67 @@ def save_model(model: Any, directory: str | Path, half: bool = False) -> None:
 def load_model(model_class: type[Model], config_class: type, directory: str | Path) -> Model:
     """Build ``model_class(config)`` and load its weights strictly, in evaluation mode.
 
-    Raises UserError if a file is missing or damaged, a config key is unknown, the directory holds
-    another kind of model, or any tensor is missing, extra or of another shape (all are listed).
+    The config is compared with the header of the weights before it takes memory. Raises UserError
+    if a file is missing or damaged, a config key is unknown or refused, the directory holds another
+    kind of model or another layout, any tensor is missing, extra or of another shape (all are
+    listed), or a weight is not finite.
     """
     directory = Path(directory)
     values = read_config(directory)
-    kind = values.pop("model", model_class.__name__)
+    where = str(directory / "config.json")
+    kind = values.pop("model", None)
+    if kind is None:
+        raise UserError(
+            f"{directory}: not in the layout of softvq, whose config.json names a model; "
+            "softvq.open_tokenizer and softvq.open_generator open other layouts too"
+        )
     if kind != model_class.__name__:
         raise UserError(f"{directory}: holds a {kind}, not a {model_class.__name__}")
-    model = model_class(make_config(config_class, values, str(directory / "config.json")))
-    load_strictly(model, load_tensors(directory / "model.safetensors"), str(directory))
+    config = make_config(config_class, values, where)
+    weights = directory / "model.safetensors"
+    check_fit(build_on_meta(model_class, config, where), tensor_shapes(weights), str(directory))
+    model = model_class(config)
+    model.load_state_dict(load_tensors(weights))
+    check_weights(model, str(directory))
     return model.eval()
+
+
+def build_on_meta(
+    model_class: Callable[..., torch.nn.Module], config: Any, where: str
+) -> dict[str, torch.Tensor]:
+    """The tensors of ``model_class(config)``, which have shapes and take no memory. UserError."""
+    try:
+        with torch.device("meta"):
+            return model_class(config).state_dict()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}: no {model_class.__name__} has this shape ({reason})") from None
+
+
+def tensor_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors by its header alone, on the meta device. UserError."""
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def check_weights(model: torch.nn.Module, where: str) -> None:
+    """Raises UserError, naming the first, if a weight or buffer of a model is not finite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = tensor.aminmax()  # of any nan they are nan, and nothing is copied
+            if not (low.isfinite() and high.isfinite()):
+                raise UserError(
+                    f"{where}: damaged: {name} holds values that are not finite; "
+                    "take a sound copy, or train again"
+                )
 
 
 def check_fit(

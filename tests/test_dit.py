@@ -299,7 +299,7 @@ def test_patches_are_row_major_and_channels_last():
         ({"rotary": True, "width": 14}, "rotary"),
         ({"patch": 2, "tokens": 12}, "no map"),
         ({"patch": 3, "tokens": 16}, "patch 3"),
-        ({"patch": 0}, "patch must be positive"),
+        ({"patch": 0}, "patch must be above 0"),
     ],
 )
 def test_bad_config_is_refused(change, message):

@@ -135,8 +135,8 @@ def test_wrong_shapes_are_refused():
 def test_configs_that_do_not_fit_are_refused():
     for changes, message in (
         ({"heads": 3}, "divisible by heads 3"),
-        ({"buffer": 0}, "buffer must be positive"),
-        ({"label_dropout": 1.5}, "not in"),
+        ({"buffer": 0}, "buffer must be above 0"),
+        ({"label_dropout": 1.5}, "label_dropout must be in 0 .. 1"),
         ({"num_classes": -1}, "num_classes must be 0 or more"),
     ):
         with pytest.raises(UserError, match=message):

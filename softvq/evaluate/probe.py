@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softvq.checks import check_fields
 from softvq.errors import UserError
 from softvq.io import load_model, save_model
 
@@ -35,6 +36,7 @@ class ProbeConfig:
     channels: int = 32
 
     def __post_init__(self) -> None:
+        check_fields(self, "probe: ")
         if min(self.height, self.width) < 2**STAGES:
             raise UserError(
                 f"probe: photos of {self.height}x{self.width} are smaller than {2**STAGES} pixels"

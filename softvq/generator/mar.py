@@ -27,6 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from softvq.checks import check_fields
 from softvq.errors import UserError
 from softvq.generator.guidance import Guided
 from softvq.generator.process import LINEAR, TIME_LAWS, denoising_loss, drop_labels
@@ -66,14 +67,16 @@ class MARConfig:
     repeats: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "channels", "width", "depth", "heads", "head_width", "head_depth",
-                     "buffer", "repeats"):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise UserError(f"generator: {name} must be positive, got {getattr(self, name)}")
-        if self.num_classes < 0:
-            raise UserError(f"generator: num_classes must be 0 or more, got {self.num_classes}")
-        if not 0 <= self.label_dropout <= 1:
-            raise UserError(f"generator: label_dropout {self.label_dropout} is not in [0, 1]")
+        check_fields(
+            self,
+            "generator: ",
+            above_0=(
+                *("tokens", "channels", "width", "depth", "heads"),
+                *("head_width", "head_depth", "buffer", "repeats"),
+            ),
+            not_below_0=("num_classes",),
+            shares=("label_dropout",),
+        )
         if self.width % self.heads:
             raise UserError(
                 f"generator: width {self.width} must be divisible by heads {self.heads}"

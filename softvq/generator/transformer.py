@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from softvq.checks import check_fields
 from softvq.errors import UserError
 from softvq.generator.diffusion import Diffusion
 from softvq.generator.process import PROCESSES, Process
@@ -36,6 +37,8 @@ MLPS: dict[str, Callable[..., nn.Module]] = {
     "gelu": partial(Mlp, approximate="tanh"),
     "swiglu": SwiGLU,
 }
+
+MOST_TIMESTEPS = 100_000
 
 # The published sizes, and one for tests.
 SIZES: dict[str, dict[str, int]] = {
@@ -75,27 +78,25 @@ class TransformerConfig:
     label_dropout: float = 0.1
     patch: int | None = None
     rows: int | None = None
-    norm: str = "layer"
-    mlp: str = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
     rotary: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "channels", "width", "depth", "heads", "mlp_ratio", "patch", "rows"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"generator: {name} must be positive, got {value}")
-        if self.num_classes < 0:
-            raise UserError(f"generator: num_classes must be 0 or more, got {self.num_classes}")
-        if not 0 <= self.label_dropout <= 1:
-            raise UserError(f"generator: label_dropout {self.label_dropout} is not in [0, 1]")
+        check_fields(
+            self,
+            "generator: ",
+            above_0=(
+                *("tokens", "channels", "width", "depth", "heads"),
+                *("mlp_ratio", "patch", "rows"),
+            ),
+            not_below_0=("num_classes",),
+            shares=("label_dropout",),
+        )
         if self.width % 2 or self.width % self.heads:
             raise UserError(
                 f"generator: width {self.width} must be even and divisible by heads {self.heads}"
             )
-        if self.norm not in NORMS:
-            raise UserError(f"generator: norm '{self.norm}' is none of {', '.join(NORMS)}")
-        if self.mlp not in MLPS:
-            raise UserError(f"generator: mlp '{self.mlp}' is none of {', '.join(MLPS)}")
         axes = 1 if self.patch is None else 2
         if self.rotary and self.width // self.heads % (2 * axes):
             raise UserError(
@@ -149,14 +150,8 @@ class TransformerConfig:
 class SiTConfig(TransformerConfig):
     """Adds the interpolant, "linear" | "cosine", and the target: "v", "eps" or "x0"."""
 
-    interpolant: str = "linear"
-    target: str = "v"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.interpolant not in PROCESSES:
-            raise UserError(f"interpolant '{self.interpolant}' is none of {', '.join(PROCESSES)}")
-        _ = self.process  # which checks the target
+    interpolant: Literal["linear", "cosine"] = "linear"
+    target: Literal["v", "eps", "x0"] = "v"
 
     @property
     def process(self) -> Process:
@@ -167,14 +162,18 @@ class SiTConfig(TransformerConfig):
 class DiTConfig(TransformerConfig):
     """Adds the diffusion, see :class:`Diffusion`, and whether its variance is learned."""
 
-    target: str = "eps"
-    schedule: str = "linear"
+    target: Literal["v", "eps", "x0"] = "eps"
+    schedule: Literal["linear", "cosine"] = "linear"
     timesteps: int = 1000
     learn_variance: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.process  # which checks target, schedule and timesteps
+        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
+            raise UserError(
+                f"generator: timesteps must be in 1 .. {MOST_TIMESTEPS:,}, got {self.timesteps}"
+            )
+        _ = self.process  # which checks that the schedule has so few
 
     @property
     def out_channels(self) -> int:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from softvq import images
+from softvq.checks import check_fields
 from softvq.data import Store
 from softvq.evaluate.probe import STAGES, Probe, ProbeConfig
 from softvq.io import load_model, save_model
@@ -43,6 +44,11 @@ class DetectorConfig:
     normal: tuple[int, ...] = ()
     channels: int = 32
     hidden: int = 96
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, "detector: ", above_0=("height", "width", "classes", "channels", "hidden")
+        )
 
 
 class Detector(nn.Module):

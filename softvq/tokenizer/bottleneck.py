@@ -5,16 +5,14 @@ Every bottleneck maps features z [B, L, F] to :class:`Tokens` whose latents are 
 else.
 """
 
-from collections.abc import Collection
-
-from softvq.tokenizer.assignment import ASSIGNMENTS, entropy_gap
+from softvq.tokenizer.assignment import entropy_gap
 from softvq.tokenizer.base import Bottleneck, Tokens, codebook_stats
 from softvq.tokenizer.kl import AE, KL
-from softvq.tokenizer.softvq import AXES, GMMVQ, SoftVQ
-from softvq.tokenizer.vq import UPDATES, VQ
+from softvq.tokenizer.softvq import GMMVQ, SoftVQ
+from softvq.tokenizer.vq import VQ
 
 __all__ = [
-    "AE", "BOTTLENECKS", "CHOICES", "GMMVQ", "KL", "VQ", "Bottleneck", "SoftVQ", "Tokens",
+    "AE", "BOTTLENECKS", "GMMVQ", "KL", "VQ", "Bottleneck", "SoftVQ", "Tokens",
     "codebook_stats", "entropy_gap",
 ]  # fmt: skip
 
@@ -24,11 +22,4 @@ BOTTLENECKS: dict[str, type[Bottleneck]] = {
     "vq": VQ,
     "kl": KL,
     "ae": AE,
-}
-
-# Fields of the config that name one of a few.
-CHOICES: dict[str, Collection[str]] = {
-    "assignment": ASSIGNMENTS,
-    "codebook_axis": AXES,
-    "vq_update": UPDATES,
 }

@@ -11,7 +11,6 @@ Nothing in it is tied to an image size: another size gives another number of tok
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,7 @@ from torch.nn import functional as F
 
 from softvq.errors import UserError
 from softvq.layers import Attention
-
-if TYPE_CHECKING:
-    from softvq.tokenizer.model import TokenizerConfig
+from softvq.tokenizer.config import TokenizerConfig
 
 # Channels of each level, finest first, in units of the width: kl-f4 to kl-f32 of Rombach et al.
 MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}
@@ -140,7 +137,7 @@ class Encoder(nn.Module):
     Raises UserError if ``config.tokens`` is not the number of cells.
     """
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         rows, columns = config.grid
         if config.tokens != rows * columns:
@@ -169,7 +166,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features of the cells [B, H/f * W/f, C] -> images [B, 3, H, W], unbounded (about [-1, 1])."""
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.width = config.channels
         widths = level_widths(config.patch, config.decoder_width)[::-1]

@@ -1,14 +1,10 @@
 """KL, the Gaussian posterior of a VAE, and AE, no bottleneck at all."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from softvq.layers import full_precision
 from softvq.tokenizer.base import Bottleneck, Tokens
-
-if TYPE_CHECKING:
-    from softvq.tokenizer.model import TokenizerConfig
+from softvq.tokenizer.config import TokenizerConfig
 
 
 class KL(Bottleneck):
@@ -19,7 +15,7 @@ class KL(Bottleneck):
     nats costs that many and gets no gradient (Kingma et al. 2016): it need not fall silent.
     """
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.features = 2 * config.channels
         self.kl_weight = config.kl_weight
@@ -44,7 +40,7 @@ class KL(Bottleneck):
 class AE(Bottleneck):
     """No bottleneck but the width: the plain autoencoder."""
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.features = config.channels
 

@@ -1,6 +1,5 @@
 """The tokenizer: images to L continuous tokens of C channels and back."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,109 +10,13 @@ from softvq.errors import UserError
 from softvq.interop.hub import local_directory
 from softvq.io import load_model, read_config, save_model
 from softvq.tokenizer import cnn, vit
-from softvq.tokenizer.bottleneck import BOTTLENECKS, CHOICES, Tokens
+from softvq.tokenizer.bottleneck import BOTTLENECKS, Tokens
+from softvq.tokenizer.config import TokenizerConfig
 
 NETWORKS: dict[str, tuple[Any, Any]] = {
     "vit": (vit.Encoder, vit.Decoder),
     "cnn": (cnn.Encoder, cnn.Decoder),
 }
-
-
-@dataclass
-class TokenizerConfig:
-    """Everything that fixes a tokenizer's shape. Flat, saved as config.json.
-
-    height, width: pixels of the images it was trained on, divisible by ``patch``.
-    tokens, channels: L and C; an image is kept as L x C floats.
-    network: vit (any number of tokens, see :mod:`softvq.tokenizer.vit`) | cnn (one token per cell
-        of a grid, see :mod:`softvq.tokenizer.cnn` for how it reads ``patch``, ``encoder_*`` and
-        ``decoder_*``).
-    bottleneck: softvq | gmm | vq | kl | ae.
-    codebook_size, codebooks: K codewords in each of the codebooks (SoftVQ; VQ has one).
-    tau, entropy_tau: temperatures of the assignment and of its entropy term.
-    gain: rescale soft mixtures by one learned factor (SoftVQ).
-    entropy_weight, commitment, kl_weight: weights of the bottleneck's own losses.
-    entropy_pooled: average assignments over all codebooks, as if codeword k of each were the same
-        one, which is how the published weights were trained; False: one entropy per codebook.
-    assignment, codebook_axis, levels: see :class:`softvq.tokenizer.softvq.SoftVQ`.
-    vq_update, ema_decay: see :class:`softvq.tokenizer.vq.VQ`.
-    free_bits: nats that each channel may hold at no lower cost (KL).
-
-    Of the vit alone; in the cnn they have no effect:
-
-    encoder_heads, decoder_heads, class_token.
-    stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
-    rope: none | axial (fixed) | mixed (learned) rotary positions of the patches; rope_theta.
-    """
-
-    height: int = 256
-    width: int = 256
-    patch: int = 16
-    tokens: int = 64
-    channels: int = 32
-    network: str = "vit"
-    rope: str = "none"
-    rope_theta: float = 10.0
-    bottleneck: str = "softvq"
-    codebook_size: int = 8192
-    codebooks: int = 1
-    tau: float = 0.07
-    l2_norm: bool = True
-    gain: bool = False
-    entropy_weight: float = 0.01
-    entropy_tau: float = 0.01
-    commitment: float = 0.25
-    kl_weight: float = 1e-6
-    encoder_width: int = 384
-    encoder_depth: int = 12
-    encoder_heads: int = 6
-    decoder_width: int = 384
-    decoder_depth: int = 12
-    decoder_heads: int = 6
-    stem: str = "patch"
-    class_token: bool = True
-    layer_scale: float | None = 1e-5
-    entropy_pooled: bool = False
-    assignment: str = "cosine"
-    codebook_axis: str = "tokens"
-    levels: int = 1
-    vq_update: str = "gradient"
-    ema_decay: float = 0.99
-    free_bits: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "height",
-            "width",
-            "patch",
-            "tokens",
-            "channels",
-            "codebook_size",
-            "codebooks",
-            "levels",
-        ):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.bottleneck not in BOTTLENECKS:
-            raise UserError(f"bottleneck '{self.bottleneck}' is none of {', '.join(BOTTLENECKS)}")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} '{getattr(self, name)}' is none of {', '.join(known)}")
-        if self.network not in NETWORKS:
-            raise UserError(f"network '{self.network}' is none of {', '.join(NETWORKS)}")
-        if self.stem not in vit.STEMS:
-            raise UserError(f"stem '{self.stem}' is none of {', '.join(vit.STEMS)}")
-        if self.rope not in vit.ROPE:
-            raise UserError(f"rope '{self.rope}' is none of {', '.join(vit.ROPE)}")
-        if self.height % self.patch or self.width % self.patch:
-            raise UserError(
-                f"image size {self.height}x{self.width} is not divisible by patch {self.patch}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.height // self.patch, self.width // self.patch
 
 
 class Tokenizer(nn.Module):

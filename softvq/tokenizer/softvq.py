@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,7 @@ from softvq.tokenizer.assignment import (
     squared_distance,
 )
 from softvq.tokenizer.base import Bottleneck, Tokens, codebook_stats
-
-if TYPE_CHECKING:
-    from softvq.tokenizer.model import TokenizerConfig
-
-AXES = ("tokens", "channels")
+from softvq.tokenizer.config import TokenizerConfig
 
 
 class SoftVQ(Bottleneck):
@@ -48,7 +43,7 @@ class SoftVQ(Bottleneck):
     Indices: [B, L], or [B, L, N] with N = levels x (channel groups), level by level.
     """
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.codebooks, self.axis = config.codebooks, config.codebook_axis
         cut = getattr(config, self.axis)
@@ -165,7 +160,7 @@ class GMMVQ(SoftVQ):
     each codeword finds its own temperature. The entropy is taken of q^(tau / entropy_tau).
     """
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__(config)
         self.score = partial(log_joint, config.tau)
         self.log_variance = nn.Parameter(torch.empty(self.embedding.shape[:2]))

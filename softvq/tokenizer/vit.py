@@ -10,16 +10,14 @@ adds its learned positions all the same, the decoder does not: so it is in the r
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softvq.layers import Attention, Mlp, Rotary, sincos_2d
-
-if TYPE_CHECKING:
-    from softvq.tokenizer.model import TokenizerConfig
+from softvq.tokenizer.config import TokenizerConfig
 
 
 class LayerScale(nn.Module):
@@ -117,10 +115,7 @@ class Grid(nn.Module):
         )
 
 
-ROPE = ("none", "axial", "mixed")
-
-
-def rotary(config: "TokenizerConfig", depth: int, width: int, heads: int) -> Rotary | None:
+def rotary(config: TokenizerConfig, depth: int, width: int, heads: int) -> Rotary | None:
     """The rotary positions that a config asks for."""
     if config.rope == "none":
         return None
@@ -188,7 +183,7 @@ def start_local(part: "Encoder | Decoder") -> None:
 class Encoder(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] -> features of the L latent tokens [B, L, D]."""
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         rows, columns = config.grid
         self.width = width = config.encoder_width
@@ -225,7 +220,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent features [B, L, D] -> images [B, 3, H, W], unbounded (about [-1, 1])."""
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         rows, columns = config.grid
         self.width = width = config.decoder_width

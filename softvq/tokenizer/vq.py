@@ -1,7 +1,5 @@
 """VQ: each token its nearest codeword."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -10,11 +8,8 @@ from torch.nn import functional as F
 from softvq.layers import full_precision
 from softvq.tokenizer.assignment import entropy_gap, nearest, nearness
 from softvq.tokenizer.base import Bottleneck, Tokens, codebook_stats
+from softvq.tokenizer.config import TokenizerConfig
 
-if TYPE_CHECKING:
-    from softvq.tokenizer.model import TokenizerConfig
-
-UPDATES = ("gradient", "ema", "simvq")
 REVIVED = 0.1  # a codeword used by less than this share of the average is drawn anew
 
 
@@ -34,7 +29,7 @@ class VQ(Bottleneck):
     ema_count: Tensor
     ema_sum: Tensor
 
-    def __init__(self, config: "TokenizerConfig"):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.features = config.channels
         self.codewords = config.codebook_size
