@@ -19,7 +19,7 @@ import torch
 from softvq import images
 from softvq.data import Store, find_marks, open_store, read_masks
 from softvq.evaluate import evaluate_reconstruction
-from softvq.pipeline import load_tokenizer
+from softvq.models import open_tokenizer
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.train.tokenizer import train_tokenizer
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--init", default="shipped", help="tokenizer to start from")
     parser.add_argument("--images", type=int, default=8000, help="images seen by each arm")
     args = parser.parse_args()
-    first = load_tokenizer(args.init)
+    first = open_tokenizer(args.init)
     size = (first.config.height, first.config.width)
     photos = open_store(args.data, "val", size, Path(args.out) / "photos", 1.0)
     original = all_latents(first, photos)

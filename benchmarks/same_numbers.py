@@ -18,8 +18,8 @@ from softvq.data import open_store
 from softvq.evaluate.distances import frechet_distance
 from softvq.evaluate.features import probe_features
 from softvq.evaluate.pixels import psnr, ssim
-from softvq.evaluate.probe import Probe
-from softvq.pipeline import load_tokenizer, model_folder
+from softvq.models import model_folder, open_tokenizer
+from softvq.probe import Probe
 from softvq.study.baselines import coded
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of photos")
     args = parser.parse_args()
-    tokenizer = load_tokenizer("shipped")
+    tokenizer = open_tokenizer("shipped")
     probe = Probe.from_pretrained(model_folder("shipped") / "probe")
     config = tokenizer.config
     numbers, size = config.tokens * config.channels, (config.height, config.width)

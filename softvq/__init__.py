@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from softvq.eye import Eye
     from softvq.generator.mar import MAR, MARConfig
     from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig
+    from softvq.models import describe, open_generator, open_tokenizer
     from softvq.pipeline import Pipeline
     from softvq.tokenizer.config import TokenizerConfig
     from softvq.tokenizer.model import Tokenizer
@@ -28,6 +29,9 @@ HOMES = {
     "SiTConfig": "softvq.generator.transformer",
     "Tokenizer": "softvq.tokenizer.model",
     "TokenizerConfig": "softvq.tokenizer.config",
+    "describe": "softvq.models",
+    "open_generator": "softvq.models",
+    "open_tokenizer": "softvq.models",
 }
 __all__ = [
     "MAR",
@@ -41,6 +45,9 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "__version__",
+    "describe",
+    "open_generator",
+    "open_tokenizer",
 ]
 
 

@@ -195,7 +195,8 @@ def decode(asked: options.Decode) -> Outcome | None:
     import torch
 
     from softvq import images
-    from softvq.tokens import fingerprint, read_tokens
+    from softvq.fingerprint import fingerprint
+    from softvq.tokens import read_tokens
 
     tokenizer = _tokenizer(asked)
     tokens = read_tokens(asked.tokens, fingerprint(tokenizer))
@@ -357,27 +358,29 @@ def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
 
 
 def cost(asked: options.Cost) -> Outcome:
-    from softvq.evaluate import systems
+    from softvq.evaluate import cost_table, figures, systems
 
-    prices = systems.Prices(
+    prices = figures.Prices(
         asked.price_per_hour or 0.0, asked.watts or 0.0, asked.price_per_kwh or 0.0, asked.currency
     )
     named = [systems.open_system(name, asked.generator, asked.size) for name in asked.recipes]
-    columns = [systems.figures(system, asked.steps, asked.guidance) for system in named]
+    columns = [figures.figures(system, asked.steps, asked.guidance) for system in named]
     if asked.measure or any(prices[:3]):
         for system, column in zip(named, columns, strict=True):
-            rates = systems.measure(system, asked.batch, asked.steps, asked.guidance, _device())
+            rates = figures.measure(system, asked.batch, asked.steps, asked.guidance, _device())
             column["measured"] = {task: rate._asdict() for task, rate in rates.items()}
             if any(prices[:3]):
                 column["currency"] = prices.currency
                 column["per_million"] = {
-                    task: systems.per_million(rate, prices) for task, rate in rates.items()
+                    task: figures.per_million(rate, prices) for task, rate in rates.items()
                 }
     baselines = [
-        systems.figures(systems.dit_xl_2(pixels), asked.steps, asked.guidance)
+        figures.figures(systems.dit_xl_2(pixels), asked.steps, asked.guidance)
         for pixels in systems.BASELINES.values()
     ]
-    return Outcome(systems.table(columns, baselines), {"systems": columns, "baselines": baselines})
+    return Outcome(
+        cost_table.table(columns, baselines), {"systems": columns, "baselines": baselines}
+    )
 
 
 def study(asked: options.Study) -> Outcome | None:
@@ -393,14 +396,14 @@ def study(asked: options.Study) -> Outcome | None:
 
 
 def import_model(asked: options.Import) -> Outcome:
-    from softvq.interop.convert import import_model
+    from softvq.models import import_model
 
     kind = import_model(asked.source, Path(asked.target), asked.num_heads, asked.download)
     return Outcome(f"{kind} in {asked.target}")
 
 
 def export_model(asked: options.Export) -> Outcome:
-    from softvq.interop.convert import export_model
+    from softvq.models import export_model
 
     return Outcome(
         f"{export_model(asked.source, Path(asked.target), asked.format)} in {asked.target}"
@@ -421,9 +424,9 @@ def _device() -> str:
 
 
 def _tokenizer(asked: options.OfTokenizer) -> "Tokenizer":
-    from softvq.pipeline import load_tokenizer
+    from softvq.models import open_tokenizer
 
-    return load_tokenizer(asked.tokenizer, asked.size).to(_device())
+    return open_tokenizer(asked.tokenizer, asked.size).to(_device())
 
 
 def _features(asked: options.OfFeatures) -> "FeatureNetwork":

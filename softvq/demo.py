@@ -18,7 +18,8 @@ from softvq.coding import reconstruct_all
 from softvq.data import BUILTIN, Store, open_store
 from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
-from softvq.pipeline import Pipeline, model_folder
+from softvq.models import model_folder
+from softvq.pipeline import Pipeline
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
 from softvq.tokenizer import Tokenizer

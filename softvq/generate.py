@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 from softvq import images
 from softvq.errors import UserError
+from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
 from softvq.io import check_finite, save_tensors
 from softvq.npz import NpzImages
 from softvq.pipeline import Pipeline
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import TokenSet, claim_folder, digest, fingerprint, shard_name
+from softvq.tokens import TokenSet, claim_folder, shard_name
 
 BATCH = 64
 

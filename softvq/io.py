@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from softvq.errors import UserError
 
@@ -257,7 +259,7 @@ def save_model(model: Any, directory: str | Path, half: bool = False) -> None:
 def load_model(model_class: type[Model], config_class: type, directory: str | Path) -> Model:
     """Build ``model_class(config)`` and load its weights strictly, in evaluation mode.
 
-    The config is compared with the header of the weights before it takes memory. Raises UserError
+    The config is held against the header of the weights before it takes memory. Raises UserError
     if a file is missing or damaged, a config key is unknown or refused, the directory holds another
     kind of model or another layout, any tensor is missing, extra or of another shape (all are
     listed), or a weight is not finite.
@@ -275,37 +277,73 @@ def load_model(model_class: type[Model], config_class: type, directory: str | Pa
         raise UserError(f"{directory}: holds a {kind}, not a {model_class.__name__}")
     config = make_config(config_class, values, where)
     weights = directory / "model.safetensors"
-    check_fit(build_on_meta(model_class, config, where), tensor_shapes(weights), str(directory))
-    model = model_class(config)
+    held = tensor_shapes(weights)
+    model = build(model_class, config, sum(v.numel() for v in held.values()), where)
+    check_fit(model.state_dict(), held, str(directory))
     model.load_state_dict(load_tensors(weights))
     check_weights(model, str(directory))
     return model.eval()
 
 
-def build_on_meta(
-    model_class: Callable[..., torch.nn.Module], config: Any, where: str
-) -> dict[str, torch.Tensor]:
-    """The tensors of ``model_class(config)``, which have shapes and take no memory. UserError."""
+def build(model_class: Callable[..., Model], config: Any, held: int, where: str) -> Model:
+    """``model_class(config)`` for a file that holds ``held`` numbers.
+
+    Raises UserError, before the memory is taken, if it would be several times as large.
+    """
     try:
-        with torch.device("meta"):
-            return model_class(config).state_dict()
+        with SizeLimit(4 * held + 10_000_000, where):
+            return model_class(config)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+        raise error if where in str(error) else UserError(f"{where}: {error}") from None
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{where}: no {model_class.__name__} has this shape ({reason})") from None
+
+
+class SizeLimit(TorchFunctionMode):
+    """Refuses new tensors, inside, as soon as they have more than ``limit`` numbers together."""
+
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __init__(self, limit: int, where: str):
+        super().__init__()
+        self.left, self.where = limit, where
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.MAKERS or func is torch.arange:
+            size = kwargs.get("size", args[:1] if func is torch.full else args)
+            if size and isinstance(size[0], tuple | list):
+                size = size[0]
+            self.left -= int(max(size) if func is torch.arange else math.prod(size))
+            if self.left < 0:
+                raise UserError(
+                    f"{self.where}: weights do not fit the config, which is of a model several "
+                    "times as large as the file beside it"
+                )
+        return func(*args, **kwargs)
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def tensor_shapes(path: Path) -> dict[str, torch.Tensor]:
     """A safetensors file's tensors by its header alone, on the meta device. UserError."""
     try:
         with safe_open(path, "pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            slices = {key: file.get_slice(key) for key in file.keys()}
+            return {
+                key: torch.empty(
+                    part.get_shape(), dtype=DTYPES.get(part.get_dtype()), device="meta"
+                )
+                for key, part in slices.items()
+            }
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def check_weights(model: torch.nn.Module, where: str) -> None:

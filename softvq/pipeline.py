@@ -1,10 +1,11 @@
 """Labels -> noise -> tokens -> images: a tokenizer and a generator that belong together."""
 
+import copy
 import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,34 +16,12 @@ from torch import Tensor, nn
 
 from softvq import images
 from softvq.errors import UserError
-from softvq.generator.families import draw, load_generator
+from softvq.fingerprint import fingerprint
+from softvq.generator.families import draw
 from softvq.generator.sampler import NoiseStreams
 from softvq.io import check_finite, write_atomically
-from softvq.tokenizer import Tokenizer
-
-INDEX = "model_index.json"  # beside tokenizer/ and generator/
-
-
-def model_folder(name: str | Path) -> Path:
-    """The folder of a saved pipeline; ``"shipped"`` is the one inside the package."""
-    if name != "shipped":
-        return Path(name)
-    folder = Path(str(files("softvq") / "shipped"))
-    if not folder.is_dir():
-        raise UserError("this installation of softvq has no shipped model; give a directory")
-    return folder
-
-
-def load_tokenizer(name: str | Path, size: tuple[int, int] | None = None) -> Tokenizer:
-    """The tokenizer of a directory, of a pipeline's directory, or ``"shipped"``. UserError.
-
-    The pipeline may be one of diffusers, whose tokens come from its ``vae``; ``size``: see
-    ``Tokenizer.from_pretrained``.
-    """
-    folder = model_folder(name)
-    parts = (folder / part for part in ("vae", "tokenizer"))
-    inside = next((part for part in parts if part.is_dir()), folder)
-    return Tokenizer.from_pretrained(inside, size=size)
+from softvq.models import INDEX, open_parts
+from softvq.tokenizer.model import Tokenizer
 
 
 class Pipeline:
@@ -63,7 +42,8 @@ class Pipeline:
     ``precision`` = "fp32" computes in float32 everywhere, "bf16" in bfloat16 where that is safe.
 
     While it draws, the weights are changed in place: one pipeline serves one thread at a time.
-    Raises UserError if tokenizer, generator and classes do not fit together.
+    Raises UserError if tokenizer, generator and classes do not fit together, also if the generator
+    learned the tokens of another tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, generator: Any, classes: list[str]):
@@ -77,6 +57,13 @@ class Pipeline:
         if len(classes) != generator.config.num_classes:
             raise UserError(
                 f"{len(classes)} class names for {generator.config.num_classes} classes"
+            )
+        learned = generator.config.tokenizer
+        if learned is not None and learned != fingerprint(tokenizer):
+            raise UserError(
+                "the generator learned the tokens of another tokenizer "
+                f"(fingerprint {learned[:16]}, not {fingerprint(tokenizer)[:16]}); give the pair "
+                "that was trained together"
             )
         self.tokenizer = tokenizer
         self.generator = generator
@@ -191,7 +178,14 @@ class Pipeline:
         """Write tokenizer/, generator/ and model_index.json; ``half`` stores float16 weights."""
         directory = Path(directory)
         self.tokenizer.save_pretrained(directory / "tokenizer", half=half)
-        self.generator.save_pretrained(directory / "generator", half=half)
+        network, config = self.generator, self.generator.config
+        if half and config.tokenizer is not None:  # the file's weights are rounded, and their hash
+            rounded = copy.deepcopy(self.tokenizer).half().float()
+            network.config = replace(config, tokenizer=fingerprint(rounded))
+        try:
+            network.save_pretrained(directory / "generator", half=half)
+        finally:
+            network.config = config
         index = json.dumps({"classes": self.classes}, indent=2) + "\n"
         write_atomically(directory / INDEX, index)
 
@@ -212,32 +206,8 @@ class Pipeline:
 
         Raises UserError for a missing or damaged file and for parts that do not fit together.
         """
-        given = [part is not None for part in (directory, tokenizer, generator)]
-        if given not in ([True, False, False], [False, True, True]):
-            raise UserError("give the directory of a pipeline, or a tokenizer and a generator")
-        folder = model_folder(directory or generator or "")
-        index = folder / INDEX
-        if index.is_file():
-            names = read_classes(index)
-            network = load_generator(folder / "generator")
-        elif directory is None:
-            network = load_generator(folder)
-            names = [str(i) for i in range(network.config.num_classes)]
-        else:
-            raise UserError(
-                f"{folder}: no {INDEX} there; give the directory of a tokenizer and a generator, "
-                "as `softvq train generator` writes it"
-            )
-        tokens = load_tokenizer(tokenizer or folder)
-        return cls(tokens, network, names if classes is None else list(classes))
-
-
-def read_classes(index: Path) -> list[str]:
-    """The class names in a pipeline's model_index.json. Raises UserError if it is damaged."""
-    try:
-        return [str(name) for name in json.loads(index.read_text(encoding="utf-8"))["classes"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: damaged ({error})") from None
+        parts = open_parts(directory, tokenizer, generator, classes)
+        return cls(parts.tokenizer, parts.generator, parts.classes)
 
 
 @contextmanager

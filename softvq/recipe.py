@@ -18,7 +18,7 @@ from softvq.generator.process import TIME_LAWS
 from softvq.io import unknown_key
 from softvq.tokenizer.adversary import AdversaryConfig
 from softvq.tokenizer.alignment import AlignmentConfig
-from softvq.tokenizer.model import TokenizerConfig
+from softvq.tokenizer.config import TokenizerConfig
 from softvq.tokenizer.objective import ObjectiveConfig
 
 
@@ -128,7 +128,8 @@ class Shape:
     """The part of a generator's config that a recipe chooses: all but what FOLLOWS."""
 
 
-FOLLOWS = ("tokens", "channels", "num_classes", "rows")  # from the tokenizer and the data
+# From the tokenizer and the data.
+FOLLOWS = ("tokens", "channels", "num_classes", "rows", "tokenizer")
 
 
 def shape_of(config: type) -> type[Shape]:

@@ -8,8 +8,6 @@ The latents are normalised (``Tokenizer.normalize``): what generators learn and 
 in float32, so that decoding a token file gives what ``reconstruct`` gives.
 """
 
-import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from softvq.data import Crops, Store
 from softvq.errors import UserError
+from softvq.fingerprint import fingerprint
 from softvq.io import save_tensors, write_atomically
 from softvq.tokenizer import Tokenizer
 
@@ -45,26 +44,6 @@ class TokenSet:
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def digest(model: Any, without: tuple[str, ...] = ()) -> str:
-    """A hash of a model's configuration and weights, but those whose names begin with ``without``.
-
-    ``config``, a flat dataclass, and ``state_dict`` are what it reads.
-    """
-    config = dataclasses.asdict(model.config)
-    kept = {key: value for key, value in config.items() if not key.startswith(without)}
-    sha = hashlib.sha256(json.dumps(kept).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(without):
-            sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of everything that decides a tokenizer's tokens, which a new decoder does not."""
-    return digest(tokenizer, without=("decoder", "from_latent"))
 
 
 def write_tokens(

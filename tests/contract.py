@@ -9,6 +9,7 @@ import torch
 from softvq.errors import UserError
 from softvq.generator.families import GENERATORS, draw
 from softvq.generator.sampler import NoiseStreams
+from softvq.models import open_tokenizer
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -103,14 +104,14 @@ class TokenizerContract:
     def test_save_and_load(self, tokenizer, tmp_path):
         tokenizer.latent_mean.fill_(0.25)
         tokenizer.eval().save_pretrained(tmp_path)
-        loaded = Tokenizer.from_pretrained(tmp_path)
+        loaded = open_tokenizer(tmp_path)
         assert loaded.config == tokenizer.config and not loaded.training
         assert torch.equal(loaded.reconstruct(photos()), tokenizer.reconstruct(photos()))
         assert torch.equal(loaded.latent_mean, tokenizer.latent_mean)
 
     def test_half_precision_file_loads_as_float32(self, tokenizer, tmp_path):
         tokenizer.eval().save_pretrained(tmp_path, half=True)
-        loaded = Tokenizer.from_pretrained(tmp_path)
+        loaded = open_tokenizer(tmp_path)
         assert {p.dtype for p in loaded.parameters()} == {torch.float32}
         difference = loaded.reconstruct(photos()) - tokenizer.reconstruct(photos())
         assert difference.abs().max() < 0.05
@@ -123,15 +124,15 @@ class TokenizerContract:
         with pytest.raises(
             UserError, match=r"latent_tokens is \[1, 8, 64\], expected \[1, 4, 64\]"
         ):
-            Tokenizer.from_pretrained(tmp_path)
+            open_tokenizer(tmp_path)
         config.write_text(text.replace('"tokens": 8', '"tokkens": 8'))
         with pytest.raises(UserError, match="did you mean 'tokens'"):
-            Tokenizer.from_pretrained(tmp_path)
+            open_tokenizer(tmp_path)
         config.write_text(text)
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(UserError, match="not a readable safetensors file"):
-            Tokenizer.from_pretrained(tmp_path)
+            open_tokenizer(tmp_path)
 
     def test_bfloat16_autocast_stays_close(self, tokenizer):
         tokenizer.eval()

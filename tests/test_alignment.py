@@ -13,6 +13,7 @@ from softvq.data import open_store
 from softvq.errors import UserError
 from softvq.evaluate.features import load_network
 from softvq.io import load_tensors
+from softvq.models import open_teacher
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer.alignment import (
     HEADS,
@@ -21,7 +22,6 @@ from softvq.tokenizer.alignment import (
     Global,
     Pool,
     Repeat,
-    Teacher,
     negative_cosine,
 )
 from softvq.train.features import FeatureCache
@@ -75,7 +75,7 @@ def saved(folder, family: str = "dinov2", layers: int = 2, **settings):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_those_of_the_patches(tmp_path, family):
-    teacher = Teacher.from_pretrained(str(saved(tmp_path, family)))
+    teacher = open_teacher(str(saved(tmp_path, family)))
     model, prefix = vision(family, 2)
     mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
     options = {}
@@ -94,7 +94,7 @@ def test_features_are_those_of_the_patches(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_feature_i_belongs_to_patch_i(tmp_path, family):
     """Without blocks nothing mixes: a changed patch changes its own feature and no other."""
-    teacher = Teacher.from_pretrained(str(saved(tmp_path, family, layers=0)))
+    teacher = open_teacher(str(saved(tmp_path, family, layers=0)))
     changed = photos(1)
     row, column = 2, 1
     changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] *= -0.5
@@ -110,7 +110,7 @@ def test_the_image_half_of_a_whole_clip(tmp_path):
     torch.manual_seed(0)
     model = transformers.CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
-    teacher = Teacher.from_pretrained(str(tmp_path))
+    teacher = open_teacher(str(tmp_path))
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     with torch.no_grad():
         pixels = (photos() / 2 + 0.5 - mean) / std
@@ -128,7 +128,7 @@ def test_the_image_half_of_a_whole_clip(tmp_path):
     ],
 )
 def test_images_are_resized_to_what_the_teacher_was_trained_on(tmp_path, settings, size):
-    teacher = Teacher.from_pretrained(str(saved(tmp_path, "dinov2", **settings)))
+    teacher = open_teacher(str(saved(tmp_path, "dinov2", **settings)))
     assert teacher.size == size and teacher.patches == (size // 8) ** 2
     grey = torch.full((1, 3, 1, 1), 0.3)
     small, large = (teacher(grey.expand(-1, -1, s, s)) for s in (16, 56))
@@ -138,24 +138,24 @@ def test_images_are_resized_to_what_the_teacher_was_trained_on(tmp_path, setting
 
 def test_what_is_no_teacher_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="give its local directory, or alignment.download=true"):
-        Teacher.from_pretrained(str(tmp_path / "none"))
+        open_teacher(str(tmp_path / "none"))
     saved(tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"x" * 100)
-    for opens in (Teacher.from_pretrained, load_network):  # for training, and to measure distances
+    for opens in (open_teacher, load_network):  # for training, and to measure distances
         with pytest.raises(UserError, match="damaged: not a vision model") as error:
             opens(str(tmp_path / "damaged"))
         assert "alignment" not in str(error.value) and "\n" not in str(error.value)
     transformers.BertModel(
         transformers.BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(tmp_path / "bert")
-    for opens in (Teacher.from_pretrained, load_network):
+    for opens in (open_teacher, load_network):
         with pytest.raises(UserError, match="bert: a bert has no fixed grid of patches"):
             opens(str(tmp_path / "bert"))
     transformers.Siglip2VisionModel(  # the one without a fixed size
         transformers.Siglip2VisionConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(tmp_path / "naflex")
     with pytest.raises(UserError, match="has no fixed grid of patches"):
-        Teacher.from_pretrained(str(tmp_path / "naflex"))
+        open_teacher(str(tmp_path / "naflex"))
     with pytest.raises(UserError, match="none of repeat, global, pool, cross-attention"):
         AlignmentConfig(scheme="shuffle")
 
@@ -250,7 +250,7 @@ def test_what_does_not_go_together_is_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_cached_features_are_the_teachers(tmp_path, flip):
-    teacher = Teacher.from_pretrained(str(saved(tmp_path / "teacher")))
+    teacher = open_teacher(str(saved(tmp_path / "teacher")))
     source = photo_folder(tmp_path / "photos", 12)
     store = open_store(source, "all", (32, 32), tmp_path / "store", margin=1.0)
     cache = FeatureCache(tmp_path / "cache", teacher, store, flip)

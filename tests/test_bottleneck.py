@@ -15,6 +15,7 @@ from torch.profiler import profile
 
 from softvq.errors import UserError
 from softvq.interop.reference import export_reference
+from softvq.models import open_tokenizer
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer import assignment as assign
 from softvq.tokenizer.bottleneck import BOTTLENECKS, SoftVQ
@@ -504,5 +505,5 @@ def test_a_codebook_learnt_by_averages_is_written_in_the_layout_of_the_reference
     net = Tokenizer(small(layer_scale=1e-5, bottleneck="vq", vq_update="ema"))
     net.train().encode(photos())
     export_reference(net.eval(), tmp_path)
-    again = Tokenizer.from_pretrained(tmp_path, num_heads=2)
+    again = open_tokenizer(tmp_path, num_heads=2)
     assert torch.equal(again.reconstruct(photos()), net.reconstruct(photos()))

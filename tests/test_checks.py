@@ -12,12 +12,12 @@ from contract import small
 from safetensors.torch import load_file, save_file
 
 from softvq.errors import UserError
-from softvq.evaluate.probe import Probe, ProbeConfig
 from softvq.generator.diffusion import SCHEDULES
 from softvq.generator.families import GENERATORS
 from softvq.generator.mar import MARConfig
-from softvq.generator.path import PATHS, TARGETS
+from softvq.generator.process import PROCESSES, TARGETS
 from softvq.generator.transformer import MLPS, NORMS, DiTConfig, SiT, SiTConfig
+from softvq.probe import Probe, ProbeConfig
 from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
 from softvq.tokenizer.assignment import ASSIGNMENTS
 from softvq.tokenizer.model import NETWORKS
@@ -35,7 +35,7 @@ SIT = SiTConfig(8, 16, 3, width=32, depth=2, heads=2)
         (TokenizerConfig, "assignment", ASSIGNMENTS),
         (SiTConfig, "norm", NORMS),
         (SiTConfig, "mlp", MLPS),
-        (SiTConfig, "interpolant", PATHS),
+        (SiTConfig, "interpolant", PROCESSES),
         (SiTConfig, "target", TARGETS),
         (DiTConfig, "target", TARGETS),
         (DiTConfig, "schedule", SCHEDULES),
@@ -90,16 +90,23 @@ def saved(tmp_path, model):
     return json.loads((tmp_path / "config.json").read_text())
 
 
-@pytest.mark.parametrize("changes", [{"encoder_width": 1920000}, {"codebook_size": 2 * 10**9},
-                                     {"height": 2**17, "width": 2**17}, {"encoder_depth": 999}])  # fmt: skip
+BEYOND = [
+    {"encoder_width": 1920000},
+    {"codebook_size": 2 * 10**9},
+    {"height": 2**17, "width": 2**17},
+    {"encoder_depth": 999},
+]
+
+
+@pytest.mark.parametrize("changes", BEYOND)
 def test_a_config_beyond_its_weights_takes_neither_memory_nor_time(changes, tmp_path):
     values = saved(tmp_path, Tokenizer(small()))
     (tmp_path / "config.json").write_text(json.dumps(values | changes))
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(UserError, match="weights do not fit the config"):
         Tokenizer.from_pretrained(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_a_damaged_config_is_one_line(tmp_path):
@@ -145,8 +152,12 @@ JUNK = [None, True, -1, 0, 3, 2**40, 10**30, 0.5, -2.5, float("nan"), float("inf
     [
         (Tokenizer, small(), 300),
         (SiT, SIT, 150),
-        (GENERATORS["dit"].net, DiTConfig(8, 16, 3, width=32, depth=1, heads=2), 150),
-        (GENERATORS["mar"].net, MARConfig(8, 16, 3, 32, 1, 2, head_width=16, head_depth=1), 150),
+        (GENERATORS["dit"].network, DiTConfig(8, 16, 3, width=32, depth=1, heads=2), 150),
+        (
+            GENERATORS["mar"].network,
+            MARConfig(8, 16, 3, 32, 1, 2, head_width=16, head_depth=1),
+            150,
+        ),
         (Probe, ProbeConfig(32, 32, 3, 8), 100),
     ],
 )

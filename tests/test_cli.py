@@ -14,8 +14,8 @@ from PIL import Image
 
 from softvq import cli, images
 from softvq.data import find_photos
-from softvq.evaluate.probe import Probe, ProbeConfig
 from softvq.parser import field_help
+from softvq.probe import Probe, ProbeConfig
 
 COMMANDS = list(cli.COMMANDS)
 GROUPS = [name for name in cli.GROUPS if name]

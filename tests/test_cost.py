@@ -19,11 +19,13 @@ from softvq.evaluate.cost import (
     tokenizer_cost,
     training_cost,
 )
-from softvq.evaluate.systems import Prices, dit_xl_2, figures, open_system, per_million, table
+from softvq.evaluate.cost_table import table
+from softvq.evaluate.figures import Prices, figures, per_million
+from softvq.evaluate.systems import dit_xl_2, open_system
 from softvq.generator.mar import MAR, MARConfig, known_counts
 from softvq.generator.transformer import SiTConfig
 from softvq.layers import Attention
-from softvq.pipeline import model_folder
+from softvq.models import model_folder
 from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
 
 

@@ -15,8 +15,9 @@ from softvq.evaluate.cost import tokenizer_cost
 from softvq.evaluate.systems import open_system
 from softvq.generator.transformer import SiT, SiTConfig
 from softvq.interop.diffusers import DiffusersConfig, DiffusersTokenizer
-from softvq.pipeline import Pipeline, load_tokenizer
-from softvq.tokenizer import Tokenizer, TokenizerConfig
+from softvq.models import open_tokenizer
+from softvq.pipeline import Pipeline
+from softvq.tokenizer import TokenizerConfig
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -65,13 +66,13 @@ class Contract(GridContract):
         ):
             save_file(changed, weights)
             with pytest.raises(UserError, match=message):
-                Tokenizer.from_pretrained(tmp_path)
+                open_tokenizer(tmp_path)
         weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(UserError, match="Unable to load weights"):
-            Tokenizer.from_pretrained(tmp_path)
+            open_tokenizer(tmp_path)
         weights.unlink()
         with pytest.raises(UserError, match="no file named diffusion_pytorch_model.safetensors"):
-            Tokenizer.from_pretrained(tmp_path)
+            open_tokenizer(tmp_path)
         assert not caplog.records
 
 
@@ -156,14 +157,14 @@ def dc(tmp_path_factory):
 def test_a_pipeline_of_diffusers_serves(tmp_path):
     autoencoder_kl().save_pretrained(tmp_path / "vae")
     (tmp_path / "tokenizer").mkdir()  # of its text
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = open_tokenizer(tmp_path)
     assert (tokenizer.config.height, tokenizer.config.width) == (32, 32)
-    assert load_tokenizer(tmp_path, (16, 24)).config.tokens == 6
+    assert open_tokenizer(tmp_path, (16, 24)).config.tokens == 6
 
 
 def test_a_generator_on_its_tokens(kl, tmp_path):
     shape = SiTConfig(tokens=16, channels=4, num_classes=2, width=32, depth=1, heads=2)
-    pipeline = Pipeline(load_tokenizer(kl), SiT(shape).eval(), ["first", "second"])
+    pipeline = Pipeline(open_tokenizer(kl), SiT(shape).eval(), ["first", "second"])
     pipeline.save_pretrained(tmp_path)
     again = Pipeline.from_pretrained(tmp_path)
     drawn = [np.asarray(p(["second"], steps=2)[0]) for p in (pipeline, again)]
@@ -202,7 +203,7 @@ def test_encode_and_decode(dc, folder, tmp_path):
     size = ["--tokenizer", dc, "--size", 32]
     assert run("encode", *size, "--data", folder, "--out", tmp_path / "tokens") == 0
     assert run("decode", *size, tmp_path / "tokens", "--out", tmp_path / "pictures") == 0
-    tokenizer = load_tokenizer(dc, (32, 32))
+    tokenizer = open_tokenizer(dc, (32, 32))
     original = images.to_tensor(np.asarray(images.load(folder / "1.png")))[None]
     expected = images.to_uint8(tokenizer.reconstruct(original))[0]
     shown = np.asarray(images.load(tmp_path / "pictures" / "1.png"))

@@ -10,7 +10,7 @@ from softvq.errors import UserError
 
 diffusers = pytest.importorskip("diffusers")
 
-from softvq.interop.diffusers_pipeline import SoftVQPipeline, as_diffusers  # noqa: E402
+from softvq.as_diffusers import SoftVQPipeline, as_diffusers  # noqa: E402
 
 LABELS = ["cat", 0]
 

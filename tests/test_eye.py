@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import softvq
 from softvq.errors import UserError
 from softvq.eye import CHANNELS, STRIDE, Eye, SameConv
-from softvq.pipeline import model_folder
+from softvq.models import model_folder
 
 HERE = Path(__file__).parent / "golden" / "eye.safetensors"  # one image of 160 px, three outputs
 BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "eye"

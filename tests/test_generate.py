@@ -19,10 +19,11 @@ from test_pipeline import CLASSES, make
 from softvq import cli
 from softvq import generate as scale
 from softvq.errors import UserError
+from softvq.fingerprint import fingerprint
 from softvq.generate import choose_labels, decode_tokens, generate
 from softvq.npz import NpzImages
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import fingerprint, read_tokens
+from softvq.tokens import read_tokens
 
 ROOT = Path(__file__).parent.parent
 PICTURES = np.random.default_rng(0).integers(0, 256, (10, 5, 7, 3), np.uint8)

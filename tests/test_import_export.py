@@ -12,6 +12,7 @@ from softvq import cli
 from softvq.errors import UserError
 from softvq.interop.reference import export_reference
 from softvq.io import load_tensors
+from softvq.models import open_tokenizer
 from softvq.tokenizer import Tokenizer
 
 
@@ -57,7 +58,7 @@ def test_round_trips_are_exact_to_the_bit(folders, net, capsys):
     assert same_files(folders / "a", ours)
     assert softvq(capsys, "export", ours, folders / "b")[0] == 0
     assert same_files(folders / "b", theirs)
-    again = Tokenizer.from_pretrained(folders / "a")
+    again = open_tokenizer(folders / "a")
     assert torch.equal(again.reconstruct(photos()), net.reconstruct(photos()))
 
 
@@ -108,18 +109,18 @@ def hub(monkeypatch, answer) -> list:
 def test_nothing_is_fetched_unless_asked(folders, monkeypatch, capsys):
     asked = hub(monkeypatch, folders / "theirs")
     with pytest.raises(UserError, match="`softvq import org/name DIRECTORY --download`, or in Pyt"):
-        Tokenizer.from_pretrained("org/name")
+        open_tokenizer("org/name")
     code, said = softvq(capsys, "import", "org/name", folders / "new")
     assert code == 2 and "--download" in said
     with pytest.raises(UserError, match="no such directory$"):
-        Tokenizer.from_pretrained(folders / "none", download=True)
-    Tokenizer.from_pretrained(folders / "ours", download=True)
+        open_tokenizer(folders / "none", download=True)
+    open_tokenizer(folders / "ours", download=True)
     assert not asked
 
 
 def test_a_repository_opens_like_a_directory(folders, net, monkeypatch, capsys):
     asked = hub(monkeypatch, folders / "theirs")
-    opened = Tokenizer.from_pretrained("org/name", num_heads=2, download=True)
+    opened = open_tokenizer("org/name", num_heads=2, download=True)
     assert torch.equal(opened.reconstruct(photos()), net.reconstruct(photos()))
     arguments = ("import", "org/name", folders / "new", "--num-heads", 2, "--download")
     assert softvq(capsys, *arguments)[0] == 0
@@ -148,7 +149,7 @@ def answer_of_status(status: int):
 def test_a_hub_out_of_reach_is_one_line(error, message, monkeypatch, folders, capsys):
     hub(monkeypatch, error)
     with pytest.raises(UserError, match=message) as caught:
-        Tokenizer.from_pretrained("org/name", download=True)
+        open_tokenizer("org/name", download=True)
     assert "\n" not in str(caught.value)
     code, said = softvq(capsys, "import", "org/name", folders / "new", "--download")
     assert code == 2 and said.count("\n") == 1
@@ -157,7 +158,7 @@ def test_a_hub_out_of_reach_is_one_line(error, message, monkeypatch, folders, ca
 def test_a_repository_that_is_not_there(monkeypatch):
     hub(monkeypatch, RepositoryNotFoundError("404", response=answer_of_status(404)))
     with pytest.raises(UserError, match="no such repository on the Hugging Face hub"):
-        Tokenizer.from_pretrained("org/name", download=True)
+        open_tokenizer("org/name", download=True)
 
 
 def test_an_imported_model_keeps_the_scalars_of_its_latents(folders, capsys):

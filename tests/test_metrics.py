@@ -26,8 +26,8 @@ from softvq.evaluate.features import (
     probe_network,
     set_measures,
 )
-from softvq.evaluate.probe import Probe, ProbeConfig
 from softvq.evaluate.statistics import Statistics, open_statistics, save_statistics
+from softvq.probe import Probe, ProbeConfig
 from softvq.tokenizer.lpips import HEADS, LPIPS
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -26,6 +26,7 @@ from softvq.interop.reference import (
     reference_state,
 )
 from softvq.io import load_tensors, save_tensors
+from softvq.models import open_tokenizer
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
 
@@ -243,7 +244,7 @@ def test_golden_posterior(kl_golden):
 def test_golden_released_directory_opens_and_reconstructs():
     for folder in BESIDE.glob("hub_tok_*"):
         golden = Golden(BESIDE / (folder.name.removeprefix("hub_") + SUFFIX))
-        net = Tokenizer.from_pretrained(folder, num_heads=golden.config["heads"])
+        net = open_tokenizer(folder, num_heads=golden.config["heads"])
         assert not net.training
         with torch.no_grad():
             golden.check("out.rec", net(golden["in.x"])[0])
@@ -277,7 +278,7 @@ def random_tokenizer(**changes) -> Tokenizer:
 def test_round_trip(changes, tmp_path):
     net = random_tokenizer(**changes)
     export_reference(net, tmp_path)
-    again = Tokenizer.from_pretrained(tmp_path, num_heads=2)
+    again = open_tokenizer(tmp_path, num_heads=2)
     assert again.config == net.config and not again.training
     assert all(torch.equal(again.state_dict()[k], v) for k, v in net.state_dict().items())
     assert torch.equal(again.reconstruct(photos()), net.reconstruct(photos()))
@@ -292,7 +293,7 @@ def test_means_per_channel_are_pooled(tmp_path):
     net.latent_mean.copy_(latents.mean(0))
     net.latent_std.copy_(latents.std(0, correction=0))
     export_reference(net, tmp_path)
-    again = Tokenizer.from_pretrained(tmp_path, num_heads=2)
+    again = open_tokenizer(tmp_path, num_heads=2)
     torch.testing.assert_close(again.latent_mean, latents.mean().expand(16))
     torch.testing.assert_close(again.latent_std, latents.std(correction=0).expand(16))
 
@@ -316,16 +317,16 @@ def edit(directory: Path, tensors=lambda state: {}, **fields) -> None:
 
 
 def test_alignment_teacher_and_dead_tensors_are_dropped(directory):
-    net = Tokenizer.from_pretrained(directory, num_heads=2)
+    net = open_tokenizer(directory, num_heads=2)
     teacher = {"repa_model.cls_token": torch.ones(1), "projection.0.weight": torch.ones(1)}
     edit(directory, lambda state: teacher, repa=True)
     dead = {"decoder.model.patch_embed.proj.weight": None, "quantize.codebook_used": None}
     edit(directory, lambda state: dead)
-    again = Tokenizer.from_pretrained(directory, num_heads=2)
+    again = open_tokenizer(directory, num_heads=2)
     assert torch.equal(again.reconstruct(photos()), net.reconstruct(photos()))
     edit(directory, repa=False)
     with pytest.raises(UserError, match="extra projection.0.weight; extra repa_model.cls"):
-        Tokenizer.from_pretrained(directory, num_heads=2)
+        open_tokenizer(directory, num_heads=2)
 
 
 def test_every_fault_of_the_tensors_is_listed(directory):
@@ -339,7 +340,7 @@ def test_every_fault_of_the_tensors_is_listed(directory):
         },
     )
     with pytest.raises(UserError) as caught:
-        Tokenizer.from_pretrained(directory, num_heads=2)
+        open_tokenizer(directory, num_heads=2)
     for fault in (
         "missing quant_conv.bias",
         "missing quantize.embedding",
@@ -363,21 +364,21 @@ def test_every_fault_of_the_tensors_is_listed(directory):
 def test_other_configs_say_what_is_wrong(directory, fields, message):
     edit(directory, **fields)
     with pytest.raises(UserError, match=message):
-        Tokenizer.from_pretrained(directory, num_heads=2)
+        open_tokenizer(directory, num_heads=2)
 
 
 def test_heads_come_from_the_name_or_the_user(directory, tmp_path):
     with pytest.raises(UserError, match="width 64 is not divisible by 6 heads; give num_heads"):
-        Tokenizer.from_pretrained(directory)
+        open_tokenizer(directory)
     edit(directory, decoder_model="vit_giant_patch14_dinov2.lvd142m", encoder_model="vit_large_x")
     with pytest.raises(UserError, match="heads of 'vit_giant_patch14_dinov2.lvd142m' are not kno"):
-        Tokenizer.from_pretrained(directory)
+        open_tokenizer(directory)
     edit(directory, decoder_model="vit_large_patch14_dinov2.lvd142m")
-    assert Tokenizer.from_pretrained(directory).config.encoder_heads == 16
+    assert open_tokenizer(directory).config.encoder_heads == 16
     ours = tmp_path / "ours"
     random_tokenizer().save_pretrained(ours)
     with pytest.raises(UserError, match="num_heads is read from its config.json"):
-        Tokenizer.from_pretrained(ours, num_heads=2)
+        open_tokenizer(ours, num_heads=2)
 
 
 def test_export_says_what_the_reference_cannot_express(tmp_path):

@@ -10,8 +10,9 @@ from softvq import images
 from softvq.coding import reconstruct_all
 from softvq.data import fixed_batches, open_store
 from softvq.evaluate.pixels import psnr
-from softvq.evaluate.probe import Probe
-from softvq.pipeline import Pipeline, load_tokenizer, model_folder
+from softvq.models import model_folder, open_tokenizer
+from softvq.pipeline import Pipeline
+from softvq.probe import Probe
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe, load_recipe
 
 FOLDER = model_folder("shipped")
@@ -29,7 +30,7 @@ def test_it_is_within_its_limits(pipeline):
     files = [FOLDER / part / "model.safetensors" for part in ("tokenizer", "generator")]
     assert sum(file.stat().st_size for file in files) <= 30e6
     assert len(pipeline.classes) == pipeline.generator.config.num_classes == 10
-    assert load_tokenizer(FOLDER).config == load_tokenizer("shipped").config == config
+    assert open_tokenizer(FOLDER).config == open_tokenizer("shipped").config == config
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from softvq import images
 from softvq.data import open_store
 from softvq.errors import UserError
-from softvq.pipeline import load_tokenizer
+from softvq.models import open_tokenizer
 from softvq.study.arms import MARGIN_DB, Arm, Settings, cost, hopeless, make_arms
 from softvq.study.criteria import Criterion, load_criteria, recommend
 from softvq.study.start import resampled, starting_point
@@ -97,7 +97,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
 
 
 def test_an_arm_of_the_same_shape_starts_as_the_source():
-    source = load_tokenizer("shipped")
+    source = open_tokenizer("shipped")
     made = starting_point(config_of(), source, PICTURES, seed=0).eval()
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     torch.testing.assert_close(made.reconstruct(pixels), source.reconstruct(pixels))
@@ -105,7 +105,7 @@ def test_an_arm_of_the_same_shape_starts_as_the_source():
 
 @pytest.mark.parametrize("changes", [{"tokens": 4}, {"kind": "kl"}, {"kind": "vq"}, {"size": 128}])
 def test_what_fits_is_taken(changes):
-    source = load_tokenizer("shipped")
+    source = open_tokenizer("shipped")
     made = starting_point(config_of(**changes), source, PICTURES, seed=0)
     theirs, ours = source.state_dict(), made.state_dict()
     inside = [name for name in ours if ".blocks." in name]
@@ -118,7 +118,7 @@ def test_what_fits_is_taken(changes):
 @pytest.mark.parametrize("kind", ["kl", "ae"])
 def test_another_bottleneck_says_the_same(kind, tmp_path):
     """On photos that it was not fitted on: SoftVQ's latents are nearly linear in the features."""
-    source = load_tokenizer("shipped")
+    source = open_tokenizer("shipped")
     store = open_store("builtin", "val", (64, 64), tmp_path, 1.0, progress=False)
     pictures = np.asarray(store.images)
     made = starting_point(config_of(kind=kind), source, pictures[::2], seed=0).eval()
@@ -129,7 +129,7 @@ def test_another_bottleneck_says_the_same(kind, tmp_path):
 
 
 def test_codewords_start_on_the_latents():
-    source = load_tokenizer("shipped")
+    source = open_tokenizer("shipped")
     made = starting_point(config_of(kind="vq"), source, PICTURES, seed=0).eval()
     with torch.no_grad():
         latents = source.encode(images.to_tensor(PICTURES)).latents.flatten(0, 1)
@@ -138,14 +138,14 @@ def test_codewords_start_on_the_latents():
 
 
 def test_a_corner_is_copied():
-    source = load_tokenizer("shipped")
+    source = open_tokenizer("shipped")
     made = starting_point(config_of(tokens=4), source, PICTURES, seed=0)
     assert torch.equal(made.encoder.latent_tokens, source.encoder.latent_tokens[:, :4])
 
 
 def test_patches_of_another_size_are_resampled():
     """Of a constant picture the wider kernel sees the same, and paints the same."""
-    source = load_tokenizer("shipped")
+    source = open_tokenizer("shipped")
     wide: Tokenizer = starting_point(config_of(size=128), source, PICTURES, seed=0)
     kernel = "encoder.patch_embed.proj.0.weight"
     small, large = source.state_dict()[kernel], wide.state_dict()[kernel]

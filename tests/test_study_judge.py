@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from softvq import images
 from softvq.data import Store
 from softvq.evaluate.features import probe_features
-from softvq.evaluate.probe import Probe, ProbeConfig
+from softvq.probe import Probe, ProbeConfig
 from softvq.study import intervals
 from softvq.study.intervals import wilson
 from softvq.study.judge import Ground, brief, judge, look

@@ -10,8 +10,9 @@ from test_data import photos as photo_folder
 from softvq import tokens
 from softvq.data import Crops, Store, fixed_batches, open_store
 from softvq.errors import UserError
+from softvq.fingerprint import fingerprint
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import fingerprint, read_tokens, write_tokens
+from softvq.tokens import read_tokens, write_tokens
 
 SIZE = (32, 32)
 

@@ -22,8 +22,8 @@ from softvq.data import open_store
 from softvq.errors import UserError
 from softvq.evaluate.distances import frechet_distance
 from softvq.evaluate.features import probe_features
-from softvq.evaluate.probe import Probe
 from softvq.io import load_tensors, save_tensors
+from softvq.probe import Probe
 from softvq.recipe import ProbeRecipe, TokenizerRecipe, TrainConfig, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.lpips import LPIPS

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from softvq.data import Positions, open_store
 from softvq.errors import UserError
 from softvq.io import load_tensors
-from softvq.pipeline import Pipeline, load_tokenizer
+from softvq.models import open_teacher, open_tokenizer
+from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
-from softvq.tokenizer.alignment import Teacher
 from softvq.tokens import Views, read_tokens, write_tokens
 from softvq.train.generator import Aim, GeneratorTask, make_model, train_generator
 
@@ -139,7 +139,7 @@ def test_published_sizes(name, parameters):
 
 
 def test_the_tiny_ones_are_of_one_size_and_budget():
-    counts, tokenizer = [], load_tokenizer("shipped").config
+    counts, tokenizer = [], open_tokenizer("shipped").config
     for name in ("sit-tiny", "dit-tiny", "mar-tiny"):
         chosen = load_recipe(GeneratorRecipe, name, [])
         assert chosen.train == load_recipe(GeneratorRecipe, "sit-tiny", []).train
@@ -203,7 +203,7 @@ def aligned_task(tmp_path, tokenizer_folder, teacher_folder):
     store = open_store(source, "train", (32, 32), tmp_path / "store", margin=1.25)
     write_tokens(tmp_path / "tokens", tokenizer, store, 3, progress=False)
     tokens = read_tokens(tmp_path / "tokens")
-    aim = Aim(Teacher.from_pretrained(str(teacher_folder)), Views(store, 3))
+    aim = Aim(open_teacher(str(teacher_folder)), Views(store, 3))
     return GeneratorTask(chosen, tokenizer, tokens, tokens, aim)
 
 

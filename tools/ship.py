@@ -10,9 +10,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from softvq.evaluate.probe import Probe
 from softvq.io import write_atomically
 from softvq.pipeline import Pipeline
+from softvq.probe import Probe
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe, load_recipe, recipe_yaml
 
 SHIPPED = Path(__file__).parent.parent / "softvq" / "shipped"

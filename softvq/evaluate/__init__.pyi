@@ -16,7 +16,6 @@ from .latents import (
     token_contributions,
 )
 from .pixels import box_masks, lpips, psnr, ssim
-from .probe import Probe, ProbeConfig
 from .statistics import Statistics, open_statistics, save_statistics
 from .trained import (
     evaluate_generation,
@@ -29,8 +28,6 @@ __all__ = [
     "FeatureNetwork",
     "FeatureSet",
     "Inception",
-    "Probe",
-    "ProbeConfig",
     "Statistics",
     "box_masks",
     "codebook_use",

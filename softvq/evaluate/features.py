@@ -26,11 +26,9 @@ from softvq.evaluate.distances import (
     precision_recall,
 )
 from softvq.evaluate.inception import PREPROCESSING, Inception
-from softvq.evaluate.probe import Probe
 from softvq.evaluate.statistics import Statistics
-from softvq.io import read_config
-from softvq.pipeline import model_folder
-from softvq.tokenizer.alignment import Teacher
+from softvq.models import model_folder, open_probe, open_teacher, part, recognise
+from softvq.probe import Probe
 
 BATCH = 64
 
@@ -105,7 +103,7 @@ def vision_network(path: str | Path, device: str = "cpu") -> FeatureNetwork:
     none. Pictures are resized to the model's size by Pillow (bicubic, antialiased), whatever their
     proportions. Raises UserError.
     """
-    teacher = Teacher.from_pretrained(str(path)).to(device).eval()
+    teacher = open_teacher(path).to(device).eval()
     size = (teacher.size, teacher.size)
 
     @torch.no_grad()
@@ -134,10 +132,10 @@ def load_network(name: str, preprocessing: str = "tf", device: str = "cpu") -> F
     path = model_folder(name)
     if path.is_file() or path.suffix in (".pth", ".safetensors"):
         return inception_network(path, preprocessing, device)
-    path = path / "probe" if (path / "probe").is_dir() else path
-    if "model_type" in read_config(path):
+    layout = recognise(part(path, "probe"))
+    if layout is not None and layout.kind == "vision model":
         return vision_network(path, device)
-    return probe_network(Probe.from_pretrained(path).to(device), f"probe {name}")
+    return probe_network(open_probe(path).to(device), f"probe {name}")
 
 
 @dataclass

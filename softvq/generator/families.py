@@ -11,7 +11,6 @@ A new family is one entry.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from softvq.generator.guidance import Guided
 from softvq.generator.process import training_loss
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
 from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig, TransformerConfig
-from softvq.interop import reference_generators
-from softvq.io import read_config
 
 
 @dataclass(frozen=True)
@@ -154,18 +151,6 @@ GENERATORS: dict[str, Family] = {
 def family_of(network: nn.Module) -> Family:
     """The family that a network belongs to."""
     return next(family for family in GENERATORS.values() if isinstance(network, family.network))
-
-
-def load_generator(directory: str | Path) -> Any:
-    """The network of whichever family a directory holds; see its ``from_pretrained``. UserError."""
-    values = read_config(Path(directory))
-    if reference_generators.recognises(values):
-        return reference_generators.network(values).from_pretrained(directory)
-    kinds = {family.network.__name__: family.network for family in GENERATORS.values()}
-    kind = values.get("model")
-    if kind not in kinds:
-        raise UserError(f"{directory}: holds a {kind}, which is none of {', '.join(kinds)}")
-    return kinds[kind].from_pretrained(directory)
 
 
 def draw(network: nn.Module, streams: NoiseStreams, y: Tensor | None, **options: Any) -> Tensor:

@@ -52,6 +52,7 @@ class MARConfig:
     label_dropout:           probability with which training replaces a label by the null class
     repeats:                 noise levels that training draws for each hidden token: the head is
                              cheap beside the transformers
+    tokenizer:               fingerprint of the tokenizer whose tokens it learned, None if not known
     """
 
     tokens: int
@@ -65,6 +66,7 @@ class MARConfig:
     buffer: int = 16
     label_dropout: float = 0.1
     repeats: int = 4
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(

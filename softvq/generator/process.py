@@ -14,15 +14,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from softvq.errors import UserError
-
-if TYPE_CHECKING:
-    from softvq.generator.transformer import TransformerConfig
 
 TARGETS = ("v", "eps", "x0")
 NEARLY_NOISE = (
@@ -281,12 +278,22 @@ def denoising_loss(
     return process.loss(network(x, process.clock(t), y), x0, noise, t)
 
 
+class Conditioned(Protocol):
+    """What the loss reads of a network's config."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def label_dropout(self) -> float: ...
+
+
 def training_loss(
     network: Callable[..., Tensor],
     process: Process,
     x0: Tensor,
     y: Tensor | None,
-    config: "TransformerConfig",
+    config: Conditioned,
     time: str = "lognormal",
     rng: torch.Generator | None = None,
 ) -> Tensor:

@@ -19,7 +19,7 @@ from softvq.checks import check_fields
 from softvq.errors import UserError
 from softvq.generator.diffusion import Diffusion
 from softvq.generator.process import PROCESSES, Process
-from softvq.io import load_model, read_config, save_model
+from softvq.io import load_model, save_model
 from softvq.layers import (
     Attention,
     LabelEmbedder,
@@ -65,6 +65,7 @@ class TransformerConfig:
     rows:                 H of a map; None for a square one
     norm, mlp:            "layer" | "rms", "gelu" | "swiglu"
     rotary:               turns queries and keys by their positions, beside the fixed positions
+    tokenizer:            fingerprint of the tokenizer whose tokens it learned, None if not known
     """
 
     tokens: int
@@ -81,6 +82,7 @@ class TransformerConfig:
     norm: Literal["layer", "rms"] = "layer"
     mlp: Literal["gelu", "swiglu"] = "gelu"
     rotary: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -315,16 +317,12 @@ class TokenTransformer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
-        """Load strictly what ``save_pretrained`` or the reference implementation wrote.
+        """Load strictly what ``save_pretrained`` wrote, in evaluation mode, on the CPU.
 
-        In evaluation mode, on the CPU. Raises UserError for a missing or damaged file, an unknown
-        config field, another kind of model, and weights that are missing, extra or of another
-        shape.
+        ``softvq.open_generator`` opens other layouts and families too. Raises UserError for a
+        missing or damaged file, an unknown config field, another kind of model, and weights that
+        are missing, extra, of another shape or not finite.
         """
-        from softvq.interop import reference_generators as reference  # which imports this module
-
-        if reference.recognises(read_config(Path(directory))):
-            return reference.load_reference(cls, directory)
         return load_model(cls, cls.config_class, directory)
 
 

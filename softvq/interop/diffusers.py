@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from softvq.errors import UserError
-from softvq.io import read_config
+from softvq.io import check_weights, read_config
 from softvq.tokenizer.bottleneck import BOTTLENECKS
 from softvq.tokenizer.cnn import as_grid, as_tokens
-from softvq.tokenizer.model import Tokenizer, TokenizerConfig
+from softvq.tokenizer.config import TokenizerConfig
+from softvq.tokenizer.model import Tokenizer
 
 AUTOENCODERS = {"AutoencoderKL": "kl", "AutoencoderDC": "ae"}  # class -> bottleneck
 OURS = "_softvq"  # our key in their config.json; they pass over one that begins with a dash
@@ -145,6 +146,8 @@ def load_diffusers(
         raise UserError(f"{directory}: {error}") from None
     except KeyError as error:
         raise UserError(f"{directory}: config.json lacks {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{directory}: not a config.json of diffusers ({error})") from None
     try:
         import diffusers
         from diffusers.utils import logging as speech
@@ -175,4 +178,5 @@ def load_diffusers(
     if OURS in config:
         tokenizer.latent_mean.copy_(torch.tensor(config[OURS]["latent_mean"]))
         tokenizer.latent_std.copy_(torch.tensor(config[OURS]["latent_std"]))
+    check_weights(tokenizer, str(directory))
     return tokenizer.eval()

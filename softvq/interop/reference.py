@@ -16,14 +16,18 @@ from torch import Tensor
 
 from softvq.errors import UserError
 from softvq.io import (
+    build,
     check_fit,
+    check_weights,
     load_tensors,
+    make_config,
     read_config,
     save_tensors,
     unknown_key,
     write_atomically,
 )
-from softvq.tokenizer.model import Tokenizer, TokenizerConfig
+from softvq.tokenizer.config import TokenizerConfig
+from softvq.tokenizer.model import Tokenizer
 
 # Our fields and theirs.
 FIELDS = {
@@ -127,11 +131,12 @@ def from_reference(
     Raises UserError for an unknown or missing field, a network we do not have, and missing, extra
     or misshaped tensors (all are listed, by the reference's names).
     """
-    tokenizer = Tokenizer(tokenizer_config(config, state, num_heads, where))
+    made = tokenizer_config(config, state, num_heads, where)
     dropped: tuple[str, ...] = DEAD
     dropped += ALIGNMENT if config.get("repa") else ()
     dropped += DEAD_WITH_ROPE if config["use_rope"] else ()
     state = {key: value for key, value in state.items() if not key.startswith(dropped)}
+    tokenizer = build(Tokenizer, made, sum(v.numel() for v in state.values()), where)
     ours = named_tensors(tokenizer)
     check_fit({reference_key(key): value for key, value in ours.items()}, state, where)
     loaded = {key: state[reference_key(key)] for key in ours}
@@ -140,6 +145,7 @@ def from_reference(
     for buffer, field in {"latent_mean": "vq_mean", "latent_std": "vq_std"}.items():
         loaded[buffer] = torch.full_like(getattr(tokenizer, buffer), config[field])
     tokenizer.load_state_dict(loaded)
+    check_weights(tokenizer, where)
     return tokenizer.eval()
 
 
@@ -198,22 +204,26 @@ def tokenizer_config(
         foreign.append(f"dec_patch_size {config['dec_patch_size']} other than the encoder's")
     if foreign:
         raise UserError(f"{where}: not supported: {', '.join(foreign)}")
+    for key in (*FIELDS.values(), "vq_mean", "vq_std"):
+        if not isinstance(config[key], int | float):
+            raise UserError(f"{where}: {key} must be a number, got {config[key]!r}")
     values = {ours: config[theirs] for ours, theirs in FIELDS.items()}
     for part in ("encoder", "decoder"):
         width, depth = width_and_depth(state, part, where)
         heads = num_heads or heads_of(config[f"{part}_model"], where)
         if width % heads:
             raise UserError(
-                f"{where}: {part} width {width} is not divisible by {heads} heads; give num_heads"
+                f"{where}: {part} width {width} is not divisible by {heads} heads; "
+                "give num_heads (--num-heads on the command line)"
             )
         values |= {f"{part}_width": width, f"{part}_depth": depth, f"{part}_heads": heads}
-    return TokenizerConfig(
-        bottleneck=bottleneck_of(config, state),
-        rope=("mixed" if config["rope_mixed"] else "axial") if config["use_rope"] else "none",
-        layer_scale=LAYER_SCALE,
-        entropy_pooled=True,
-        **values,
-    )
+    values |= {
+        "bottleneck": bottleneck_of(config, state),
+        "rope": ("mixed" if config["rope_mixed"] else "axial") if config["use_rope"] else "none",
+        "layer_scale": LAYER_SCALE,
+        "entropy_pooled": True,
+    }
+    return make_config(TokenizerConfig, values, where)
 
 
 def width_and_depth(state: dict[str, Tensor], part: str, where: str) -> tuple[int, int]:
@@ -229,9 +239,12 @@ def width_and_depth(state: dict[str, Tensor], part: str, where: str) -> tuple[in
 
 def heads_of(timm_name: str, where: str) -> int:
     """Attention heads of a timm model by its name. Raises UserError if the name is unknown."""
-    size = timm_name.removeprefix("vit_").split("_")[0]
+    size = str(timm_name).removeprefix("vit_").split("_")[0]
     if size not in HEADS:
-        raise UserError(f"{where}: the heads of '{timm_name}' are not known; give num_heads")
+        raise UserError(
+            f"{where}: the heads of '{timm_name}' are not known; "
+            "give num_heads (--num-heads on the command line)"
+        )
     return HEADS[size]
 
 
@@ -266,7 +279,10 @@ def reference_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
     if any(inexpressible.values()):
         faults = ", ".join(fault for fault, holds in inexpressible.items() if holds)
-        raise UserError(f"the reference's layout cannot express this tokenizer: {faults}")
+        raise UserError(
+            "only a tokenizer built as the published ones (the recipes softvq-*) can be exported; "
+            f"the reference's layout cannot express this tokenizer: {faults}"
+        )
     mean, std = tokenizer.latent_mean.double(), tokenizer.latent_std.double()
     pooled = (std.square().mean() + mean.var(correction=0)).sqrt()
     special = {

@@ -5,13 +5,20 @@ names and shapes of ours.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from softvq.errors import UserError
-from softvq.generator.transformer import DiT, SiT, TokenTransformer
-from softvq.io import load_strictly, load_tensors, read_config, unknown_key
-
-Net = TypeVar("Net", bound=TokenTransformer)
+from softvq.generator.transformer import DiT, SiT, TokenTransformer, TransformerConfig
+from softvq.io import (
+    build,
+    check_weights,
+    load_strictly,
+    load_tensors,
+    make_config,
+    read_config,
+    tensor_shapes,
+    unknown_key,
+)
 
 # Our fields and theirs, for either network.
 FIELDS = {
@@ -47,20 +54,24 @@ def network(config: dict[str, Any]) -> type[TokenTransformer]:
     return DiT if "learn_sigma" in config else SiT
 
 
-def load_reference(net_class: type[Net], directory: str | Path) -> Net:
+def read_shape(directory: Path) -> tuple[type[TokenTransformer], TransformerConfig]:
+    """The network that a directory in the reference's layout holds, and its config. UserError."""
+    values, where = read_config(directory), str(directory)
+    net = network(values)
+    return net, make_config(net.config_class, translate(values, net, where), where)
+
+
+def load_reference(directory: Path) -> TokenTransformer:
     """Open a directory in the reference's layout, strictly, in evaluation mode, on the CPU.
 
-    Raises UserError for a missing or damaged file, an unknown or missing field, the other kind of
-    network, and missing, extra or misshaped tensors.
+    Raises UserError for a missing or damaged file, an unknown or missing field, and missing, extra,
+    misshaped or infinite tensors.
     """
-    directory = Path(directory)
-    values = read_config(directory)
-    if network(values) is not net_class:
-        raise UserError(
-            f"{directory}: holds a {network(values).__name__}, not a {net_class.__name__}"
-        )
-    net = net_class(net_class.config_class(**translate(values, net_class, str(directory))))
-    load_strictly(net, load_tensors(directory / "model.safetensors"), str(directory))
+    kind, config = read_shape(directory)
+    weights, where = directory / "model.safetensors", str(directory)
+    net = build(kind, config, sum(v.numel() for v in tensor_shapes(weights).values()), where)
+    load_strictly(net, load_tensors(weights), where)
+    check_weights(net, where)
     return net.eval()
 
 
@@ -78,6 +89,8 @@ def translate(
         raise UserError(f"{where}: the config lacks {', '.join(missing)}")
     values = {ours: config[theirs] for ours, theirs in fields.items()}
     size = config["input_size"]
+    if type(size) is not int:
+        raise UserError(f"{where}: input_size must be a whole number, got {size!r}")
     if not config["vae_1d"]:
         return values | {"tokens": size * size, "patch": config["patch_size"]}
     if config["patch_size"] != 1:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from softvq import images
 from softvq.checks import check_fields
 from softvq.data import Store
-from softvq.evaluate.probe import STAGES, Probe, ProbeConfig
 from softvq.io import load_model, save_model
-from softvq.pipeline import model_folder
+from softvq.models import model_folder
+from softvq.probe import STAGES, Probe, ProbeConfig
 
 CELL = 8  # pixels
 BATCH = 32

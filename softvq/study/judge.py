@@ -50,7 +50,7 @@ class Ground:
     photos:     N of them, with their names, labels and classes
     originals:  uint8 [N, H, W, 3], what the reconstructions are compared with
     probe:      a classifier of ``photos.classes`` with ``features(images)``, as an
-                ``evaluate.probe.Probe``, for pictures of this size; None without labels
+                ``softvq.probe.Probe``, for pictures of this size; None without labels
     groups:     N names; photos of one group are one piece of evidence
     regions:    marked places in these photos
     normal:     the classes without a defect

@@ -19,7 +19,7 @@ import numpy as np
 from softvq.data import Store
 from softvq.errors import UserError
 from softvq.io import write_atomically
-from softvq.pipeline import load_tokenizer
+from softvq.models import open_tokenizer
 from softvq.study.arms import Settings, make_arms
 from softvq.study.criteria import Criteria, load_criteria
 from softvq.study.data import Inspection, drop_leaks, look_at, refuse
@@ -171,7 +171,7 @@ def open_source(settings: Settings) -> Tokenizer | None:
     """The tokenizer that arms start from, None for none. Raises UserError."""
     if settings.init == "none":
         return None
-    source = load_tokenizer(settings.init)
+    source = open_tokenizer(settings.init)
     if not isinstance(source.config, TokenizerConfig) or source.config.network != "vit":
         raise UserError(f"{settings.init}: no vit of softvq; --init takes a directory of one")
     return source

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softvq.errors import UserError
-from softvq.interop.dinov2 import MEAN, OURS, STD, timm_layout
 from softvq.io import load_strictly, load_weights
 from softvq.layers import full_precision
 from softvq.tokenizer.vit import Block, Grid, PatchStem
+from softvq.tokenizer.vit_names import MEAN, OURS, STD, timm_layout
 
 UNREAD = ("norm.", "pooler.", "head.", "mask_token")
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
-from softvq.interop.hub import local_directory
-from softvq.io import load_model, read_config, save_model
+from softvq.io import load_model, save_model
 from softvq.tokenizer import cnn, vit
 from softvq.tokenizer.bottleneck import BOTTLENECKS, Tokens
 from softvq.tokenizer.config import TokenizerConfig
@@ -103,32 +102,11 @@ class Tokenizer(nn.Module):
         save_model(self, directory, half)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        directory: str | Path,
-        num_heads: int | None = None,
-        download: bool = False,
-        size: tuple[int, int] | None = None,
-    ) -> "Tokenizer":
-        """Load strictly what :meth:`save_pretrained`, the reference implementation or, for its
-        AutoencoderKL and AutoencoderDC, diffusers wrote.
+    def from_pretrained(cls, directory: str | Path) -> "Tokenizer":
+        """Load strictly what :meth:`save_pretrained` wrote, in evaluation mode, on the CPU.
 
-        ``num_heads``: attention heads of a checkpoint of the reference, whose config does not say
-        them; None takes those of the timm models it names. ``download``: fetch ORGANISATION/NAME
-        from the Hugging Face hub if there is no such directory. ``size``: height and width in
-        pixels of an autoencoder of diffusers, which takes any; None for its ``sample_size``.
-        Raises UserError.
+        ``softvq.open_tokenizer`` opens other layouts, pipelines and "shipped" too. Raises
+        UserError for a missing or damaged file, an unknown or refused config field, another kind
+        of model, and weights that are missing, extra, of another shape or not finite.
         """
-        from softvq.interop import diffusers, reference  # which import this module
-
-        directory = local_directory(directory, download)
-        config = read_config(Path(directory))
-        if diffusers.recognises(config):
-            return diffusers.load_diffusers(directory, size)
-        if size is not None:
-            raise UserError(f"{directory}: its image size is read from its config.json, not given")
-        if reference.recognises(config):
-            return reference.load_reference(directory, num_heads)
-        if num_heads is not None:
-            raise UserError(f"{directory}: num_heads is read from its config.json, not given")
         return load_model(cls, TokenizerConfig, directory)

@@ -1,8 +1,9 @@
 """Training a generator on the tokens of photos, encoded once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 from softvq import images
 from softvq.data import Positions, find_photos
 from softvq.errors import UserError
+from softvq.fingerprint import fingerprint
 from softvq.generator.families import GENERATORS
 from softvq.generator.objective import HiddenAlignmentConfig, Learning
-from softvq.pipeline import Pipeline, load_tokenizer
+from softvq.models import open_teacher as open_vision_model
+from softvq.models import open_tokenizer
+from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.alignment import Teacher, negative_cosine
-from softvq.tokens import BATCH, TokenSet, Views, fingerprint, read_tokens, write_tokens
+from softvq.tokens import BATCH, TokenSet, Views, read_tokens, write_tokens
 from softvq.train.features import stored_features
 from softvq.train.folder import open_run
 from softvq.train.loop import train
@@ -101,6 +105,8 @@ class GeneratorTask:
         self.tokens, self.held_out = tokens, held_out
         teacher = aim.teacher if aim else None
         self.model = make_model(recipe, tokenizer.config, len(tokens.classes), teacher)
+        net: Any = self.model.net
+        net.config = replace(net.config, tokenizer=tokens.index["tokenizer"])
         self.players = [Player.model(self.model, self.loss, recipe.train)]
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
@@ -162,7 +168,7 @@ def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
             "the recipe reads a vision transformer, as facebook/dinov2-large: give "
             "alignment.teacher=DIRECTORY, or set alignment.weight=0"
         )
-    return Teacher.from_pretrained(alignment.teacher, alignment.download)
+    return open_vision_model(alignment.teacher, alignment.download)
 
 
 def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
@@ -172,7 +178,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     teacher/ (its features, with alignment.cache), and a pipeline: tokenizer/, generator/ and
     model_index.json.
     """
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = open_tokenizer(recipe.tokenizer)
     teacher = open_teacher(recipe.alignment)
     with torch.device("meta"):  # what does not fit is said before hours of encoding
         make_model(recipe, tokenizer.config, 0, teacher)

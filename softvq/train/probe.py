@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from softvq.data import Store, fixed_batches
 from softvq.errors import UserError
-from softvq.evaluate.probe import Probe, ProbeConfig
+from softvq.probe import Probe, ProbeConfig
 from softvq.recipe import ProbeRecipe, recipe_yaml
 from softvq.train.folder import open_run
 from softvq.train.loop import train

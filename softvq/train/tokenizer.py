@@ -17,8 +17,7 @@ from softvq.coding import measure_latents, reconstruct_all
 from softvq.data import Store, find_photos
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
-from softvq.interop.dinov2 import initialise_encoder
-from softvq.pipeline import load_tokenizer
+from softvq.models import initialise_encoder, open_teacher, open_tokenizer
 from softvq.recipe import TokenizerRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.adversary import Adversary, adaptive_weight
@@ -121,7 +120,7 @@ class TokenizerTask:
         torch.manual_seed(recipe.train.seed)
         tokenizer = Tokenizer(recipe.model)
         if recipe.init:
-            trained = load_tokenizer(recipe.init)
+            trained = open_tokenizer(recipe.init)
             if not isinstance(trained.config, TokenizerConfig):
                 raise UserError(f"{recipe.init}: of diffusers; init takes a tokenizer of softvq")
             ours, theirs = asdict(recipe.model), asdict(trained.config)
@@ -144,9 +143,7 @@ class TokenizerTask:
         self.teacher: Teacher | None = None
         head = None
         if recipe.alignment.weight:
-            self.teacher = Teacher.from_pretrained(
-                recipe.alignment.teacher or "", recipe.alignment.download
-            )
+            self.teacher = open_teacher(recipe.alignment.teacher or "", recipe.alignment.download)
             head = HEADS[recipe.alignment.scheme](
                 recipe.alignment.hidden,
                 (recipe.model.tokens, recipe.model.channels),

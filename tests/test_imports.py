@@ -1,0 +1,117 @@
+"""The rooms of the house: imports point down one list, without a circle. Read from the sources."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import softvq
+
+ROOT = Path(softvq.__file__).parent
+
+# From the ground up. A file may import from its own line and from those above it. A name that ends
+# in a dot is a folder; a file that is named itself stands where it is named.
+ROOMS = [
+    "errors",
+    "checks",
+    "io",
+    "outputs device",
+    "images layers",
+    "data. data",
+    "tokenizer.",
+    "generator.",
+    "probe fingerprint",
+    "options recipe",
+    "interop.",
+    "models",
+    "coding eye",
+    "tokens",
+    "pipeline",
+    "as_diffusers generate npz",
+    "report",
+    "evaluate.",
+    "train.",
+    "study.",
+    "demo parser",
+    "cli",
+    "__main__",
+]
+# What stands outside the list: the names of the package are imported when they are first used.
+LAZY = {"__init__", "tokenizer.__init__"}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def room_of(module: str) -> int:
+    for i, line in enumerate(ROOMS):
+        for name in line.split():
+            if module == name or (name.endswith(".") and module.startswith(name)):
+                return i
+    raise AssertionError(f"softvq/{module.replace('.', '/')}.py has no room in ROOMS: give it one")
+
+
+def as_module(name: str) -> str | None:
+    """What a dotted name below softvq imports: a file of ours, or None for a name inside one."""
+    return next((found for found in (name, f"{name}.__init__") if found in MODULES), None)
+
+
+def imports_of(module: str) -> Iterator[tuple[str, int]]:
+    """Files of ours that a file imports, at any depth, also for type checking, and the line."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [n if as_module(n.removeprefix("softvq.")) else str(node.module) for n in names]
+        else:
+            continue
+        for name in names:
+            if name == "softvq" or name.startswith("softvq."):
+                found = as_module(name.removeprefix("softvq").removeprefix(".") or "__init__")
+                if found and found != module and found != "__init__":
+                    yield found, node.lineno
+
+
+def test_imports_point_down_the_list_of_rooms():
+    climbs = [
+        f"softvq/{module.replace('.', '/')}.py:{line} imports {other}"
+        for module in MODULES
+        if module not in LAZY
+        for other, line in imports_of(module)
+        if room_of(other) > room_of(module)
+    ]
+    assert not climbs, "\n".join(climbs)
+
+
+def test_there_is_no_circle():
+    graph = {m: {other for other, _ in imports_of(m)} for m in MODULES if m not in LAZY}
+    for module in LAZY:  # what it names in __getattr__ is no import; its importers need its homes
+        graph[module] = set()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_one_door_opens_models():
+    """Only models.py knows that there are other layouts than ours."""
+    elsewhere = [
+        f"{module}:{line} imports {other}"
+        for module in MODULES
+        if module != "models" and not module.startswith("interop.")
+        for other, line in imports_of(module)
+        if other.startswith("interop.")
+    ]
+    assert not elsewhere, "\n".join(elsewhere)
+
+
+def test_configs_need_no_network():
+    for module in ("checks", "tokenizer.config", "errors"):
+        assert {other for other, _ in imports_of(module)} <= {"checks", "errors"}
