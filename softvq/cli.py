@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, fields
@@ -486,15 +485,17 @@ def _decoded(
 ) -> Iterator["Store"]:
     """The photos at the tokenizer's size, in a folder that is gone afterwards.
 
-    Damaged photos are counted on stderr, and listed in ``out``/skipped.jsonl.
+    What was found is said on stderr; damaged photos are counted there, and listed in
+    ``out``/skipped.jsonl.
     """
-    from softvq.data import open_store
+    from softvq.data import temporary_store
     from softvq.io import write_atomically
+    from softvq.outputs import refuse_overlap
 
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".photos-", dir=out) as cache:
-        photos = open_store(source, split, _size(tokenizer), cache, margin=1.0)
+        refuse_overlap(source, out)
+    with temporary_store(source, split, _size(tokenizer), out) as photos:
+        print(photos.summary, file=sys.stderr)
         if photos.skipped:
             listed = ""
             if out is not None:

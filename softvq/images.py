@@ -6,6 +6,7 @@ The only module that knows pixel ranges: files hold 0..255, models see float32 i
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import re
 import threading
@@ -198,6 +199,8 @@ def _silence_libtiff() -> None:
 
 
 _silence_libtiff()
+# What Pillow logs is on stderr only where a program has set up no logging: then there is no reader.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _bomb(pixels: int, limit: int) -> str:

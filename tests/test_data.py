@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 from softvq import data, images
 from softvq.data import store as store_module
 from softvq.errors import UserError
+from softvq.recipe import DataConfig
+from softvq.train.photos import open_photos
 
 SIZE = (16, 24)
 
@@ -146,7 +148,7 @@ def test_of_three_splits_val_is_held_out_and_test_is_left_out(tmp_path):
     assert listing.names == ["train/1.png", "valid/2.png"]
     assert listing.summary() == (
         "2 photos: 1 for training, 1 held out (valid/); no classes\n"
-        "left out: test/; x/; 2 files that are no photos: .heic 1, without ending 1"
+        "left out: test/; x/; files that are no photos (.heic 1, without ending 1)"
     )
 
 
@@ -187,7 +189,7 @@ def test_linked_photos_count_once_and_end(tmp_path):
     (root / "up").symlink_to(tmp_path)
     listing = data.find_photos(root, "all")
     assert listing.names == ["w/9.png", *[f"{a}/{i}.png" for a in "xyz" for i in range(2)]]
-    assert "3 links to photos that are listed already" in listing.summary()
+    assert "links to photos that are listed already (3)" in listing.summary()
 
 
 def test_a_photo_is_not_on_both_sides_by_a_link(tmp_path):
@@ -493,3 +495,19 @@ def test_fixed_batches(store, batch):
     assert pictures.shape == (23, 3, *SIZE) and labels.tolist() == store.labels.tolist()
     whole = Image.fromarray(store.images[22]).resize(SIZE[::-1], images.RESAMPLE)
     assert pictures[22].equal(images.to_tensor(np.asarray(whole)))
+
+
+def test_training_says_what_it_found_and_writes_elsewhere(tmp_path, capsys):
+    root = photos(tmp_path / "photos", 6)
+    (root / "class0" / "1.heic").touch()
+    config = DataConfig(source=str(root))
+    train, val = open_photos(config, SIZE, tmp_path / "run" / "photos")
+    assert (len(train), len(val)) == (4, 2)
+    assert f"{train.summary}\n" in capsys.readouterr().err
+    assert train.summary.split("\n") == [
+        "6 photos: 4 for training, 2 held out (drawn by name); 2 classes: class0 3, class1 3",
+        "left out: files that are no photos (.heic 1)",
+    ]
+    for out in (root, root / "run", tmp_path):
+        with pytest.raises(UserError, match="folder"):
+            open_photos(config, SIZE, out / "photos")

@@ -516,6 +516,11 @@ def test_libtiff_prints_nothing_on_damaged_files(tmp_path):
             content = bytearray(whole)
             content[rng.integers(len(content))] = rng.integers(256)
             (tmp_path / f"{compression}{i}.tif").write_bytes(content)
+    samples = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # a tag that Pillow itself logs, when absurd
+    whole = encoded(picture(), "TIFF")
+    assert samples + b"\x03\x00" in whole
+    content = whole.replace(samples + b"\x03\x00", samples + b"\x00\x08")
+    (tmp_path / "samples.tif").write_bytes(content)
     command = [sys.executable, "-c", call, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent)
     assert (result.returncode, result.stderr) == (0, b"")

@@ -180,13 +180,15 @@ def test_a_name_that_may_be_several_photos_is_refused_until_a_path_says_which(ro
 def test_boxes_outside_and_of_no_photo_are_counted(root: Path):
     table = root.parent / "b.csv"
     table.write_text("name,x1,y1,x2,y2\nc,14,4,22,12\nc,9000,9000,9010,9010\nd,55,30,70,50\n")
-    with pytest.warns(SoftVQWarning, match="1 boxes left out, .*9000, .* in valid/bad/c.png, 60 x"):
+    with pytest.warns(
+        SoftVQWarning, match="photo, left out: 1 \\(9000, .* in valid/bad/c.png, 60 x"
+    ):
         marks = find_marks(find_photos(root, "val").names, root, boxes=table)
     assert [len(one.boxes) for one in marks] == [1, 1]
     pictures = [{"id": i, "file_name": name} for i, name in enumerate(("c.png", "gone.png"))]
     items = [{"image_id": 0, "bbox": [1, 1, 5, 5]}]
     path = coco(root.parent / "b.json", "", images=pictures, annotations=items)
-    with pytest.warns(SoftVQWarning, match="1 annotations left out"):
+    with pytest.warns(SoftVQWarning, match="annotations of no photo in .*, left out: 1"):
         find_marks(find_photos(root, "val").names, root, boxes=path)
 
 

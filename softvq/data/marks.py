@@ -240,9 +240,9 @@ def _find_boxes(names: Sequence[str], source: str | Path, path: Path) -> list[Ma
     if photos.strangers and not (found or outside):
         raise UserError(f"{path}: fits no photo such as {photos.names[0]}; see how it names them")
     if outside:
-        _warn(f"{path}: {len(outside)} boxes left out, outside of their photo ({outside[0]})")
+        _warn(f"{path}: boxes outside of their photo, left out: {len(outside)} ({outside[0]})")
     if photos.strangers:
-        _warn(f"{path}: {photos.strangers} annotations left out, of no photo in {source}")
+        _warn(f"{path}: annotations of no photo in {source}, left out: {photos.strangers}")
     return [
         Marks(name, photos.size(name), None, tuple(found[name])) if found[name] else Marks(name)
         for name in names

@@ -104,10 +104,10 @@ class Found:
         left = [f"{folder}/" for folder in self.unused]
         left += [f"{folder}/ (written by softvq)" for folder in self.ours]
         if self.ignored:
-            left.append(f"{self.ignored.total():,} files that are no photos: ")
-            left[-1] += _listed(Counter(dict(self.ignored.most_common())), sort=False)
+            endings = Counter(dict(self.ignored.most_common()))
+            left.append(f"files that are no photos ({_listed(endings, sort=False)})")
         if self.linked:
-            left.append(f"{self.linked:,} links to photos that are listed already")
+            left.append(f"links to photos that are listed already ({self.linked:,})")
         return line + (f"\nleft out: {'; '.join(left)}" if left else "")
 
 

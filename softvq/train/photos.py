@@ -1,5 +1,7 @@
 """What every task does with photos: open both splits, and take random crops of one."""
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from softvq.data import Crops, Positions, Store, open_store
+from softvq.outputs import refuse_overlap
 from softvq.recipe import DataConfig, TrainConfig
 
 
@@ -32,8 +35,15 @@ class Batch:
 
 
 def open_photos(data: DataConfig, size: tuple[int, int], cache: Path) -> tuple[Store, Store]:
-    """Training photos, with their margin, and held-out photos; decoded into ``cache``."""
+    """Training photos, with their margin, and held-out photos; decoded into ``cache``.
+
+    What was found is said on stderr, by one process. Raises UserError if the photos lie where the
+    training writes, or the reverse.
+    """
+    refuse_overlap(data.source, cache.parent)
     photos = open_store(data.source, "train", size, cache, data.margin, data.fit)
+    if os.environ.get("RANK", "0") == "0":
+        print(photos.summary, file=sys.stderr)
     return photos, open_store(data.source, "val", size, cache, 1.0, data.fit)
 
 
