@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,9 @@ def train_tokenizer(asked: options.TrainTokenizer) -> Outcome | None:
     recipe.data.source = asked.data or recipe.data.source
     recipe.init = asked.init or recipe.init
     recipe.trainable = "decoder" if asked.decoder_only else recipe.trainable
-    return _trained(train_tokenizer(recipe, Path(asked.out)), asked)
+    return _planned(recipe, asked) or _trained(
+        train_tokenizer(recipe, Path(asked.out)), recipe, asked
+    )
 
 
 def train_generator(asked: options.TrainGenerator) -> Outcome | None:
@@ -165,7 +167,9 @@ def train_generator(asked: options.TrainGenerator) -> Outcome | None:
     recipe = load_recipe(GeneratorRecipe, asked.recipe, asked.overrides)
     recipe.data.source = asked.data or recipe.data.source
     recipe.tokenizer = asked.tokenizer or recipe.tokenizer
-    return _trained(train_generator(recipe, Path(asked.out)), asked)
+    return _planned(recipe, asked) or _trained(
+        train_generator(recipe, Path(asked.out)), recipe, asked
+    )
 
 
 def train_probe(asked: options.TrainProbe) -> Outcome | None:
@@ -174,7 +178,7 @@ def train_probe(asked: options.TrainProbe) -> Outcome | None:
 
     recipe = load_recipe(ProbeRecipe, asked.recipe, asked.overrides)
     recipe.data.source = asked.data or recipe.data.source
-    return _trained(train_probe(recipe, Path(asked.out)), asked)
+    return _planned(recipe, asked) or _trained(train_probe(recipe, Path(asked.out)), recipe, asked)
 
 
 def encode(asked: options.Encode) -> Outcome:
@@ -444,8 +448,23 @@ def _sampling(asked: options.OfSampling, generator: Any) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _trained(finished: bool, asked: options.Training) -> Outcome | None:
-    return Outcome("", {"out": asked.out}) if finished else None
+def _planned(recipe: Any, asked: options.Training) -> Outcome | None:
+    from softvq.train.summary import plan
+
+    if not asked.dry_run:
+        return None
+    found = plan(recipe)
+    return Outcome(str(found), asdict(found))
+
+
+def _trained(finished: bool, recipe: Any, asked: options.Training) -> Outcome | None:
+    from softvq.train.summary import result
+
+    if not finished:
+        return None
+    found = result(recipe, Path(asked.out))
+    facts = {"images": found.images, "out": asked.out} | found.figures
+    return Outcome(str(found) if os.environ.get("RANK", "0") == "0" else "", facts)
 
 
 def _npz_written(finished: bool, pictures: Sized, path: str) -> Outcome | None:
