@@ -12,9 +12,10 @@ import torch
 from softvq.data import Store, find_photos
 from softvq.device import pick_device
 from softvq.errors import UserError
-from softvq.pipeline import load_tokenizer
+from softvq.fingerprint import fingerprint
+from softvq.models import open_tokenizer
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe
-from softvq.tokens import TokenSet, Views, fingerprint
+from softvq.tokens import TokenSet, Views
 from softvq.train.folder import metrics
 from softvq.train.generator import Aim, GeneratorTask, open_teacher
 from softvq.train.loop import resolve_precision
@@ -121,7 +122,7 @@ def trial_task(recipe: AnyRecipe, classes: list[str]) -> tuple[Task, tuple[int, 
         size = recipe.height, recipe.width
         noise = noise_store(batch, size, recipe.data.margin, classes)
         return ProbeTask(recipe, noise, noise), size
-    tokenizer, teacher = load_tokenizer(recipe.tokenizer), open_teacher(recipe.alignment)
+    tokenizer, teacher = open_tokenizer(recipe.tokenizer), open_teacher(recipe.alignment)
     shape = tokenizer.config
     size = shape.height, shape.width
     noise = noise_store(batch, size, recipe.data.margin, classes)
