@@ -138,7 +138,8 @@ def noise_store(count: int, size: tuple[int, int], margin: float, classes: list[
     shape = (count, *(int(np.ceil(side * margin)) for side in size), 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     names = [str(i) for i in range(count)]
-    return Store(pixels, np.zeros(count, np.int64), names, classes, [], size, margin, "noise")
+    labels = np.arange(count) % max(1, len(classes))
+    return Store(pixels, labels, names, classes, [], size, margin, "noise")
 
 
 def images_per_second(task: Task, bf16: bool) -> float:
