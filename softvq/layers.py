@@ -18,22 +18,25 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(device, enabled=False)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, [B, heads, N, d] each, through the fused kernel.
+
+    ``mask``, bool, broadcasts to [B, heads, N, N]: which keys a query reads; None for all.
 
     In float32 on CPUs, where in bfloat16 it is slower, above all backward.
     """
     if v.dtype != torch.bfloat16 or v.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, mask)
     with full_precision(v):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+        return out.to(v.dtype)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, [B, N, D] -> [B, N, D].
 
     ``qk_norm`` is the class of a norm on each head's queries and keys; ``angles`` are rotary
-    positions, see :func:`rotate`.
+    positions, see :func:`rotate`; ``mask`` as in :func:`attend`.
     """
 
     def __init__(self, width: int, heads: int, qk_norm: type[nn.Module] | None = None):
@@ -46,12 +49,14 @@ class Attention(nn.Module):
         self.k_norm = qk_norm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        out = attend(q, k, v)
+        out = attend(q, k, v, mask)
         return self.proj(out.transpose(1, 2).flatten(-2))
 
 

@@ -15,7 +15,10 @@ class TokenizerConfig:
     tokens, channels: L and C; an image is kept as L x C floats.
     network: vit (any number of tokens, see :mod:`softvq.tokenizer.vit`) | cnn (one token per cell
         of a grid, see :mod:`softvq.tokenizer.cnn` for how it reads ``patch``, ``encoder_*`` and
-        ``decoder_*``).
+        ``decoder_*``) | spectral (tokens that start as the picture's spectrum, see
+        :mod:`softvq.tokenizer.spectral`).
+    nested: the first k tokens are the same however many are computed, and any k can be decoded
+        (vit, spectral); which k training meets is said in the objective.
     bottleneck: softvq | gmm | vq | kl | ae.
     codebook_size, codebooks: K codewords in each of the codebooks (SoftVQ; VQ has one).
     tau, entropy_tau: temperatures of the assignment and of its entropy term.
@@ -39,7 +42,8 @@ class TokenizerConfig:
     patch: int = 16
     tokens: int = 64
     channels: int = 32
-    network: Literal["vit", "cnn"] = "vit"
+    network: Literal["vit", "cnn", "spectral"] = "vit"
+    nested: bool = False
     rope: Literal["none", "axial", "mixed"] = "none"
     rope_theta: float = 10.0
     bottleneck: Literal["softvq", "gmm", "vq", "kl", "ae"] = "softvq"
@@ -90,8 +94,16 @@ class TokenizerConfig:
             raise UserError(
                 f"image size {self.height}x{self.width} is not divisible by patch {self.patch}"
             )
-        if self.network == "vit":
+        if self.network != "cnn":
             self._check_vit()
+        if self.network == "spectral" and self.patch % 4:
+            raise UserError(f"network spectral needs a patch divisible by 4, got {self.patch}")
+        if self.nested and self.network == "cnn":
+            raise UserError("network cnn has one token per cell, which do not nest; nested=false")
+        if self.nested and self.codebooks > 1 and self.codebook_axis == "tokens":
+            raise UserError(
+                "codebooks of segments of the tokens do not nest; set codebook_axis=channels"
+            )
 
     def _check_vit(self) -> None:
         for part in ("encoder", "decoder"):

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.io import load_model, save_model
-from softvq.tokenizer import cnn, vit
+from softvq.tokenizer import cnn, spectral, vit
 from softvq.tokenizer.bottleneck import BOTTLENECKS, Tokens
 from softvq.tokenizer.config import TokenizerConfig
 
 NETWORKS: dict[str, tuple[Any, Any]] = {
     "vit": (vit.Encoder, vit.Decoder),
     "cnn": (cnn.Encoder, cnn.Decoder),
+    "spectral": (spectral.Encoder, spectral.Decoder),
 }
 
 
@@ -53,30 +54,61 @@ class Tokenizer(nn.Module):
         self.encoder.init_weights()
         self.decoder.init_weights()
         self.bottleneck.init_weights()
+        if isinstance(self.encoder, spectral.Encoder):
+            spectral.start_as_transform(self.to_latent, self.from_latent, self.bottleneck)
 
     @property
     def last_layer(self) -> Tensor:
         """The weight that makes pixels; an adaptive adversarial weight is measured on it."""
         return self.decoder.to_pixels.weight
 
-    def encode(self, images: Tensor, keep: Tensor | None = None) -> Tokens:
+    def encode(
+        self, images: Tensor, keep: Tensor | None = None, tokens: int | None = None
+    ) -> Tokens:
         """Images [B, 3, H, W] in [-1, 1] -> Tokens; H and W any multiples of the patch.
 
         ``keep``, int64 [B, K]: the patches, counted row by row, that a vit reads; None for all.
+        ``tokens``: k, for the first k tokens of a nested tokenizer alone; None for all.
         """
         height, width = images.shape[-2:]
         if height % self.config.patch or width % self.config.patch:
             raise UserError(
                 f"image size {height}x{width} is not divisible by the patch {self.config.patch}"
             )
-        visible = () if keep is None else (keep,)
-        return self.bottleneck(self.to_latent(self.encoder(images, *visible)))
+        if tokens is not None:
+            self.check_tokens(tokens)
+        chosen = {"keep": keep, "tokens": tokens}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return self.bottleneck(self.to_latent(self.encoder(images, **given)))
 
-    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Latents [B, L, C] -> images [B, 3, H, W]; not clamped. ``size`` (H, W) in pixels."""
+    def decode(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Latents [B, k, C] -> images [B, 3, H, W]; not clamped. ``size`` (H, W) in pixels.
+
+        k is L, or less if the tokenizer is nested. ``lengths``, int64 [B] in 1..k: how many of the
+        tokens each image has, if not all k; what stands behind them is not read.
+        """
         height, width = size or (self.config.height, self.config.width)
         rows, columns = height // self.config.patch, width // self.config.patch
-        return self.decoder(self.from_latent(latents), rows, columns)
+        count = latents.shape[1]
+        if self.config.network != "cnn" and (count != self.config.tokens or lengths is not None):
+            self.check_tokens(count)
+        if lengths is None:
+            return self.decoder(self.from_latent(latents), rows, columns)
+        present = torch.arange(count, device=latents.device) < lengths[:, None]
+        return self.decoder(self.from_latent(latents), rows, columns, present)
+
+    def check_tokens(self, tokens: int) -> None:
+        """Raises UserError unless an image can be kept as that many tokens."""
+        most = self.config.tokens
+        if not self.config.nested and tokens != most:
+            raise UserError(f"this tokenizer has {most} tokens, not {tokens}: it is not nested")
+        if not 1 <= tokens <= most:
+            raise UserError(f"this tokenizer keeps an image as 1 to {most} tokens, not {tokens}")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tokens]:
         """Reconstruction and Tokens, at the images' own size."""

@@ -4,6 +4,8 @@ Encoder: patches (+ class token) + learned positions, then L learned latent toke
 positions; all blocks run over the whole sequence; the last L outputs are the features.
 Decoder: one mask token per patch (+ class token) + positions, then the L latents; the patch
 outputs become pixels. Blocks are DINOv2's: pre-norm, exact GELU, optional LayerScale.
+In a nested encoder patches read patches, and a latent token reads patches and the tokens before it:
+the first k tokens are the same however many are asked for. Any decoder takes the first k tokens.
 With rotary positions the patches, and they alone, turn queries and keys in every block. The encoder
 adds its learned positions all the same, the decoder does not: so it is in the reference.
 """
@@ -33,7 +35,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, [B, N, D] -> [B, N, D]; ``angles`` as in Attention."""
+    """Pre-norm transformer block, [B, N, D] -> [B, N, D]; ``angles``, ``mask`` as in Attention."""
 
     def __init__(self, width: int, heads: int, layer_scale: float | None):
         super().__init__()
@@ -44,9 +46,20 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), angles))
+    def forward(
+        self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), angles, mask))
         return x + self.ls2(self.mlp(self.norm2(x)))
+
+    @torch.no_grad()
+    def start_local(self) -> None:
+        """Queries and keys start alike, so that attention prefers near positions (Trockman & Kolter
+        2023); attention outputs start open, MLP outputs at zero."""
+        query, key, _ = self.attn.qkv.weight.chunk(3)
+        key.mul_(0.3).add_(query)
+        self.attn.proj.weight.mul_(0.5)
+        self.mlp.fc2.weight.zero_()
 
 
 class PatchStem(nn.Module):
@@ -129,14 +142,15 @@ def run_blocks(
     rows: int,
     columns: int,
     keep: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """All blocks over x [B, N, D]; the patches, which begin at ``first``, have rotary positions.
 
-    ``keep``, int64 [B, K]: which patches they are; None for all.
+    ``keep``, int64 [B, K]: which patches they are; None for all.  ``mask``: see :func:`attend`.
     """
     if part.rotary is None:
         for block in part.blocks:
-            x = block(x)
+            x = block(x, mask=mask)
         return x
     angles = part.rotary(rows, columns)
     if keep is not None:
@@ -144,7 +158,7 @@ def run_blocks(
     last = x.shape[1] - first - angles.shape[-2]
     turns = F.pad(angles, (0, 0, first, last))  # others turn by 0
     for block, angles in zip(part.blocks, turns, strict=True):
-        x = block(x, angles)
+        x = block(x, angles, mask)
     return x
 
 
@@ -163,14 +177,11 @@ def start_local(part: "Encoder | Decoder") -> None:
 
     Patches and latent tokens share one system of 2-D coordinates (the L tokens are spread over the
     picture as a coarse grid), queries and keys start alike so that attention prefers near positions
-    (Trockman & Kolter 2023), and attention outputs start open while MLP outputs start at zero.
+    (Block.start_local).
     """
     blocks: Iterable[Any] = part.blocks  # Blocks, which a ModuleList does not say
     for block in blocks:
-        query, key, _ = block.attn.qkv.weight.chunk(3)
-        key.mul_(0.3).add_(query)
-        block.attn.proj.weight.mul_(0.5)
-        block.mlp.fc2.weight.zero_()
+        block.start_local()
     rows, columns = part.grid.rows, part.grid.columns
     tokens, width = part.latent_pos_embed.shape[1:]
     down = token_rows(tokens, rows / columns)
@@ -180,14 +191,26 @@ def start_local(part: "Encoder | Decoder") -> None:
     part.latent_pos_embed.copy_(0.5 * coarse)
 
 
+def prefix_mask(length: int, tokens: int, device: torch.device) -> Tensor:
+    """Who reads whom in a nested encoder, bool [length, length]; the last ``tokens`` are latents.
+
+    All read what stands before the latents; a latent reads itself and the latents before it too.
+    """
+    mask = torch.ones(length, length, dtype=torch.bool, device=device)
+    mask[:, length - tokens :] = False
+    mask[length - tokens :, length - tokens :] = torch.ones_like(mask[:tokens, :tokens]).tril()
+    return mask
+
+
 class Encoder(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] -> features of the L latent tokens [B, L, D]."""
+    """Images [B, 3, H, W] in [-1, 1] -> features of the latent tokens [B, L, D]."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         rows, columns = config.grid
         self.width = width = config.encoder_width
         self.patch = config.patch
+        self.nested = config.nested
         self.patch_embed = STEMS[config.stem](config.patch, width)
         self.grid = Grid(rows, columns, width, config.class_token)
         self.latent_tokens = nn.Parameter(torch.zeros(1, config.tokens, width))
@@ -203,22 +226,29 @@ class Encoder(nn.Module):
         start_local(self)
         nn.init.normal_(self.latent_tokens, std=0.02)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """``keep``, int64 [B, K]: the patches, counted row by row, that it reads; None for all."""
+    def forward(
+        self, images: Tensor, keep: Tensor | None = None, tokens: int | None = None
+    ) -> Tensor:
+        """``keep``, int64 [B, K]: the patches, counted row by row, that it reads; None for all.
+
+        ``tokens``: how many of the first tokens a nested encoder computes; None for all.
+        """
         patches = self.patch_embed(images)
         rows, columns = patches.shape[-2:]
         x = self.grid(patches.flatten(2).transpose(1, 2), rows, columns)
         prefix = x.shape[1] - rows * columns
         if keep is not None:
             x = torch.cat([x[:, :prefix], x[:, prefix:].take_along_dim(keep[..., None], 1)], dim=1)
-        latents = (self.latent_tokens + self.latent_pos_embed).expand(x.shape[0], -1, -1)
-        x = torch.cat([x, latents.to(x.dtype)], dim=1)
-        x = run_blocks(self, x, prefix, rows, columns, keep)
-        return self.norm(x[:, -self.latent_tokens.shape[1] :])
+        latents = (self.latent_tokens + self.latent_pos_embed)[:, :tokens]
+        x = torch.cat([x, latents.expand(x.shape[0], -1, -1).to(x.dtype)], dim=1)
+        count = latents.shape[1]
+        mask = prefix_mask(x.shape[1], count, x.device) if self.nested else None
+        x = run_blocks(self, x, prefix, rows, columns, keep, mask)
+        return self.norm(x[:, -count:])
 
 
 class Decoder(nn.Module):
-    """Latent features [B, L, D] -> images [B, 3, H, W], unbounded (about [-1, 1])."""
+    """Features of the first k latents [B, k, D] -> images [B, 3, H, W], unbounded (about [-1, 1])."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -240,12 +270,19 @@ class Decoder(nn.Module):
         start_local(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, latents: Tensor, rows: int, columns: int) -> Tensor:
+    def forward(
+        self, latents: Tensor, rows: int, columns: int, present: Tensor | None = None
+    ) -> Tensor:
+        """``present``, bool [B, k]: which latents there are; None for all."""
         masks = self.mask_token.expand(latents.shape[0], rows * columns, -1)
         x = self.grid(masks, rows, columns)
         prefix = x.shape[1] - rows * columns
-        x = torch.cat([x, (latents + self.latent_pos_embed).to(x.dtype)], dim=1)
-        x = run_blocks(self, x, prefix, rows, columns)
+        latents = latents + self.latent_pos_embed[:, : latents.shape[1]]
+        mask = None
+        if present is not None:
+            mask = F.pad(present, (x.shape[1], 0), value=True)[:, None, None]
+        x = torch.cat([x, latents.to(x.dtype)], dim=1)
+        x = run_blocks(self, x, prefix, rows, columns, mask=mask)
         pixels = self.to_pixels(self.norm(x[:, prefix : prefix + rows * columns]))
         pixels = pixels.unflatten(1, (rows, columns)).unflatten(-1, (3, self.patch, self.patch))
         return pixels.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

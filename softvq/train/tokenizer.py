@@ -64,7 +64,10 @@ class Autoencoding(nn.Module):
         latents = tokens.latents
         if self.training and self.config.latent_noise:
             latents = noised(latents, self.config.latent_noise)
-        return self.tokenizer.decode(latents, images.shape[-2:]), tokens, predicted
+        lengths = None
+        if self.training and self.tokenizer.config.nested:
+            lengths = prefixes(latents, self.config)
+        return self.tokenizer.decode(latents, images.shape[-2:], lengths), tokens, predicted
 
 
 def unmasked(images: Tensor, patch: int, most: float) -> Tensor:
@@ -76,6 +79,15 @@ def unmasked(images: Tensor, patch: int, most: float) -> Tensor:
     patches = (height // patch) * (width // patch)
     kept = max(1, round(patches * (1 - most * torch.rand(()).item())))
     return torch.rand(count, patches, device=images.device).argsort(dim=1)[:, :kept]
+
+
+def prefixes(latents: Tensor, config: ObjectiveConfig) -> Tensor:
+    """How many tokens of latents [B, L, C] the decoder reads of each image, int64 [B] in 1..L."""
+    count, most = latents.shape[:2]
+    share = torch.rand(count, device=latents.device)
+    drawn = most**share if config.prefix == "powers" else 0.5 + most * share
+    whole = torch.rand(count, device=latents.device) < config.whole
+    return torch.where(whole, most, drawn.round().long().clamp(1, most))
 
 
 def noised(latents: Tensor, strength: float) -> Tensor:
