@@ -122,7 +122,7 @@ class TokenizerContract:
         text = config.read_text()
         config.write_text(text.replace('"tokens": 8', '"tokens": 4'))
         with pytest.raises(
-            UserError, match=r"latent_tokens is \[1, 8, 64\], expected \[1, 4, 64\]"
+            UserError, match=r"latent_(tokens|pos_embed) is \[1, 8, 64\], expected \[1, 4, 64\]"
         ):
             open_tokenizer(tmp_path)
         config.write_text(text.replace('"tokens": 8', '"tokkens": 8'))
