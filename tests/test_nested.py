@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from contract import TokenizerContract, photos, small
 from scipy.fft import dctn
 
 from softvq.errors import UserError
@@ -10,7 +11,6 @@ from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.objective import ObjectiveConfig
 from softvq.tokenizer.spectral import Spectrum, spectrum_order
 from softvq.train.tokenizer import prefixes
-from contract import TokenizerContract, photos, small
 
 PAIRS = {
     "codebooks": 8, "codebook_axis": "channels", "codebook_size": 256, "l2_norm": False,
@@ -19,7 +19,7 @@ PAIRS = {
 
 
 def spectral(**changes) -> TokenizerConfig:
-    shape = {"network": "spectral", "nested": True, "decoder_width": 8, "decoder_depth": 1}
+    shape = {"network": "spectral", "nested": True, "refine_width": 8, "refine_depth": 1}
     return small(**(shape | changes))
 
 
@@ -54,7 +54,9 @@ class NestedContract(TokenizerContract):
         lengths = torch.full((4,), 3)
         other = latents.clone()
         other[:, 3:] = 7.0
-        assert torch.equal(moved.decode(latents, lengths=lengths), moved.decode(other, lengths=lengths))
+        assert torch.equal(
+            moved.decode(latents, lengths=lengths), moved.decode(other, lengths=lengths)
+        )
 
     def test_counts_that_cannot_be(self, moved):
         for k in (0, 9):

@@ -30,7 +30,9 @@ class TokenizerConfig:
     vq_update, ema_decay: see :class:`softvq.tokenizer.vq.VQ`.
     free_bits: nats that each channel may hold at no lower cost (KL).
 
-    Of the vit alone; in the cnn they have no effect:
+    refine_width, refine_depth: channels and residual blocks that draw (spectral alone).
+
+    Of vit and spectral; in the cnn they have no effect:
 
     encoder_heads, decoder_heads, class_token.
     stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
@@ -72,6 +74,8 @@ class TokenizerConfig:
     vq_update: Literal["gradient", "ema", "simvq"] = "gradient"
     ema_decay: float = 0.99
     free_bits: float = 0.0
+    refine_width: int = 48
+    refine_depth: int = 4
 
     def __post_init__(self) -> None:
         networks = [
@@ -84,8 +88,12 @@ class TokenizerConfig:
             above_0=(
                 *("height", "width", "patch", "tokens", "channels", "rope_theta"),
                 *("codebook_size", "codebooks", "levels", "tau", "entropy_tau", *networks),
+                "refine_width",
             ),
-            not_below_0=("entropy_weight", "commitment", "kl_weight", "layer_scale", "free_bits"),
+            not_below_0=(
+                *("entropy_weight", "commitment", "kl_weight", "layer_scale", "free_bits"),
+                "refine_depth",
+            ),
             shares=("ema_decay",),
         )
         if max(self.height, self.width) > LARGEST or self.tokens > LARGEST:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.errors import UserError
 from softvq.layers import sincos_2d
 from softvq.tokenizer.vit import STEMS, Block, prefix_mask, resize_positions
 
@@ -111,18 +110,34 @@ class Spectrum(nn.Module):
         return torch.einsum("cd,bchw->bdhw", self.colours.to(flat.dtype), images)
 
 
+class Patches(nn.Module):
+    """Images [B, 3, H, W] -> patches with learned positions [B, rows * columns, D], row by row."""
+
+    def __init__(self, config: "TokenizerConfig", width: int):
+        super().__init__()
+        self.grid = config.grid
+        self.embed = STEMS[config.stem](config.patch, width)
+        self.positions = nn.Parameter(torch.zeros(1, math.prod(self.grid), width))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        self.positions.copy_(0.5 * sincos_2d(*self.grid, self.positions.shape[-1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.embed(images)
+        positions = resize_positions(self.positions, self.grid, patches.shape[-2:])
+        return patches.flatten(2).transpose(1, 2) + positions
+
+
 class Encoder(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] -> features [B, k, D + C]: corrections beside coefficients."""
 
     def __init__(self, config: "TokenizerConfig"):
         super().__init__()
-        rows, columns = config.grid
         width = config.encoder_width
-        self.width = width + config.channels
-        self.rows, self.columns, self.nested = rows, columns, config.nested
+        self.width, self.nested = width + config.channels, config.nested
         self.spectrum = Spectrum(config.tokens, config.channels)
-        self.patch_embed = STEMS[config.stem](config.patch, width)
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, width))
+        self.patches = Patches(config, width)
         self.from_coefficients = nn.Linear(config.channels, width)
         self.latent_pos_embed = nn.Parameter(torch.zeros(1, config.tokens, width))
         self.blocks = nn.ModuleList(
@@ -133,9 +148,9 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
+        self.patches.init_weights()
         for block in self.blocks:
             block.start_local()
-        self.pos_embed.copy_(0.5 * sincos_2d(self.rows, self.columns, self.pos_embed.shape[-1]))
         nn.init.normal_(self.latent_pos_embed, std=0.3)
 
     def forward(
@@ -147,10 +162,7 @@ class Encoder(nn.Module):
         """
         coefficients = self.spectrum(images, tokens)
         count = coefficients.shape[1]
-        patches = self.patch_embed(images)
-        grid = patches.shape[-2:]
-        x = patches.flatten(2).transpose(1, 2)
-        x = x + resize_positions(self.pos_embed, (self.rows, self.columns), grid)
+        x = self.patches(images)
         if keep is not None:
             x = x.take_along_dim(keep[..., None], 1)
         latents = self.from_coefficients(coefficients) + self.latent_pos_embed[:, :count]
@@ -177,7 +189,8 @@ class Refinement(nn.Module):
 class Decoder(nn.Module):
     """Coefficients [B, k, C] -> images [B, 3, H, W]: the inverse transform, then corrections.
 
-    ``decoder_depth`` residual blocks of ``decoder_width`` channels over cells of 4 x 4 pixels.
+    A transformer over the patches of the transform's picture sees it as a whole; ``refine_depth``
+    residual blocks of ``refine_width`` channels, over cells of 4 x 4 pixels, draw.
     """
 
     CELL = 4
@@ -185,20 +198,28 @@ class Decoder(nn.Module):
     def __init__(self, config: "TokenizerConfig"):
         super().__init__()
         self.width, self.patch = config.channels, config.patch
-        if self.patch % self.CELL:
-            raise UserError(f"network spectral takes a patch divisible by {self.CELL}")
         self.spectrum = Spectrum(config.tokens, config.channels)
-        width, cell = config.decoder_width, self.CELL
-        self.from_pixels = nn.Conv2d(3, width, cell, cell)
-        self.blocks = nn.ModuleList(Refinement(width) for _ in range(config.decoder_depth))
-        self.to_pixels = nn.Conv2d(width, 3 * cell**2, 3, padding=1)
+        width, self.across = config.decoder_width, config.patch // self.CELL
+        self.patches = Patches(config, width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.decoder_heads, config.layer_scale)
+            for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        cells = config.refine_width
+        self.to_cells = nn.Linear(width, cells * self.across**2)
+        self.from_pixels = nn.Conv2d(3, cells, self.CELL, self.CELL)
+        self.refine = nn.ModuleList(Refinement(cells) for _ in range(config.refine_depth))
+        self.to_pixels = nn.Conv2d(cells, 3 * self.CELL**2, 3, padding=1)
 
     def init_weights(self) -> None:
+        self.patches.init_weights()
         for block in self.blocks:
-            nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)
-        nn.init.zeros_(self.to_pixels.weight)
-        nn.init.zeros_(self.to_pixels.bias)
+            block.start_local()
+        nn.init.zeros_(self.to_cells.weight)
+        for layer in (*(block.conv2 for block in self.refine), self.to_pixels):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self, coefficients: Tensor, rows: int, columns: int, present: Tensor | None = None
@@ -206,9 +227,15 @@ class Decoder(nn.Module):
         """``present``, bool [B, k]: which tokens there are; None for all."""
         if present is not None:
             coefficients = coefficients * present[..., None]
-        linear = self.spectrum.inverse(coefficients.float(), rows * self.patch, columns * self.patch)
-        x = self.from_pixels(linear).contiguous(memory_format=torch.channels_last)
+        height, width = rows * self.patch, columns * self.patch
+        linear = self.spectrum.inverse(coefficients.float(), height, width)
+        x = self.patches(linear)
         for block in self.blocks:
+            x = block(x)
+        x = self.to_cells(self.norm(x)).transpose(1, 2).unflatten(2, (rows, columns))
+        x = F.pixel_shuffle(x, self.across) + self.from_pixels(linear)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.refine:
             x = block(x)
         return linear + F.pixel_shuffle(self.to_pixels(x), self.CELL)
 

@@ -248,7 +248,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features of the first k latents [B, k, D] -> images [B, 3, H, W], unbounded (about [-1, 1])."""
+    """Features of k latents [B, k, D] -> images [B, 3, H, W], unbounded (about [-1, 1])."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.io import check_fit, load_tensors, save_tensors, write_atomically
+from softvq.train.muon import Muon
 
 KEPT = 2
 
@@ -94,7 +95,7 @@ def expected_slots(
     """
     names: dict[type, dict[str, bool]] = {  # and whether they are of the parameter's shape
         torch.optim.AdamW: {"step": False, "exp_avg": True, "exp_avg_sq": True},
-        torch.optim.Muon: {"momentum_buffer": True},
+        Muon: {"momentum_buffer": True},
     }
     expected: dict[str, Tensor] = {}
     for o, optimizer in enumerate(optimizers):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from softvq.recipe import TrainConfig
+from softvq.train.muon import Muon
 
 
 def depth_shares(names: list[str], decay: float) -> dict[str, float]:
@@ -62,7 +63,7 @@ def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimi
     found: list[torch.optim.Optimizer] = [adamw(rest, config.weight_decay)]
     if hidden:
         groups = [{"params": some, "peak": peak} for peak, some in hidden.items()]
-        found.append(torch.optim.Muon(groups, momentum=0.95, weight_decay=config.weight_decay))
+        found.append(Muon(groups, momentum=0.95, weight_decay=config.weight_decay))
     return found
 
 
