@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sized
@@ -182,114 +181,78 @@ def train_probe(asked: options.TrainProbe) -> Outcome | None:
 
 
 def encode(asked: options.Encode) -> Outcome:
-    from softvq.tokens import write_tokens
+    from softvq.tokens import encode_folder
 
     tokenizer = _tokenizer(asked)
-    with _decoded(asked.data, "all", tokenizer, asked.out) as photos:
-        write_tokens(asked.out, tokenizer, photos)
-        shape = f"{tokenizer.config.tokens} tokens of {tokenizer.config.channels} numbers"
-        return Outcome(
-            f"{_n(photos.names, 'photo')} as {shape} each in {asked.out}",
-            _facts(photos, tokenizer) | {"out": asked.out},
-        )
+    tokens, new = encode_folder(
+        tokenizer,
+        asked.data,
+        asked.out,
+        asked.split,
+        asked.batch,
+        found=lambda photos: _say_found(photos, asked.out),
+    )
+    index = tokens.index
+    shape = f"{index.tokens} tokens of {index.channels} numbers"
+    added = "" if new == len(tokens) else f" ({new:,} of them new)"
+    return Outcome(
+        f"{_n(tokens.names, 'photo')} as {shape} each in {asked.out}{added}",
+        {
+            "images": len(tokens), "new": new, "skipped": len(index.skipped),
+            "height": index.height, "width": index.width,
+            "floats_per_image": index.tokens * index.channels, "out": asked.out,
+        },
+    )  # fmt: skip
 
 
 def decode(asked: options.Decode) -> Outcome | None:
-    import torch
-
-    from softvq import images
     from softvq.fingerprint import fingerprint
-    from softvq.tokens import read_tokens
+    from softvq.tokens import decode_folder, read_tokens
 
     tokenizer = _tokenizer(asked)
-    tokens = read_tokens(asked.tokens, fingerprint(tokenizer))
     if asked.npz:
         from softvq.generate import decode_tokens
 
+        tokens = read_tokens(asked.tokens, fingerprint(tokenizer))
         return _npz_written(decode_tokens(tokenizer, tokens, asked.npz), tokens, asked.npz)
     assert asked.out is not None
-    paths = images.png_paths(tokens.names, asked.out)
-    size = (tokens.index["height"], tokens.index["width"])
-    device = _device()
-    for first in range(0, len(tokens), options.BATCH):
-        latents = tokenizer.denormalize(tokens.latents[first : first + options.BATCH].to(device))
-        with torch.inference_mode():
-            pictures = images.to_pil(tokenizer.decode(latents, size))
-        for picture, path in zip(pictures, paths[first:], strict=False):
-            images.save_png(picture, path)
-    return Outcome(f"{_n(paths, 'picture')} in {asked.out}", _pictures(paths, asked.out))
+    pictures = range(decode_folder(tokenizer, asked.tokens, asked.out, asked.overwrite))
+    return Outcome(f"{_n(pictures, 'picture')} in {asked.out}", _pictures(pictures, asked.out))
 
 
 def reconstruct(asked: options.Reconstruct) -> Outcome:
-    import numpy as np
+    from softvq.coding import reconstruct_folder
 
-    from softvq import images
-    from softvq.data import fixed_batches
-
-    tokenizer = _tokenizer(asked)
-    device = _device()
-    with contextlib.ExitStack() as stack:
-        if Path(asked.data).is_file():
-            try:
-                photo = images.fit(images.load(asked.data), _size(tokenizer))
-            except images.BadImage as error:
-                raise UserError(str(error)) from None
-            names = [Path(asked.data).name]
-            batches = iter([images.to_tensor(np.asarray(photo))[None]])
-        else:
-            photos = stack.enter_context(_decoded(asked.data, "all", tokenizer, asked.out))
-            names = photos.names
-            batches = (pixels for pixels, _ in fixed_batches(photos, options.BATCH))
-        paths = images.png_paths(names, asked.out)
-        remaining = iter(paths)
-        for pixels in batches:
-            originals = images.to_uint8(pixels)
-            rebuilt = images.to_uint8(tokenizer.reconstruct(pixels.to(device)))
-            for original, copy in zip(originals, rebuilt, strict=True):
-                pair = images.grid(np.stack([original, copy]), columns=2, scale=asked.scale)
-                images.save_png(pair, next(remaining))
-    text = f"{_n(paths, 'picture')} (original | reconstruction) in {asked.out}"
-    return Outcome(text, _pictures(paths, asked.out))
+    count = reconstruct_folder(
+        _tokenizer(asked), asked.data, asked.out, scale=asked.scale, overwrite=asked.overwrite,
+        found=lambda photos: _say_found(photos, asked.out),
+    )  # fmt: skip
+    text = f"{_n(range(count), 'picture')} (original | reconstruction) in {asked.out}"
+    return Outcome(text, _pictures(range(count), asked.out))
 
 
 def generate(asked: options.Generate) -> Outcome | None:
-    from softvq import images
-    from softvq.generate import choose_labels, generate
+    from softvq.generate import ask, generate, generate_folder
     from softvq.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(asked.model)
     pipeline.precision = asked.precision
     if asked.compile:
         pipeline.compile()
-    known = pipeline.classes
-    how = asked.labels[0] if asked.labels in (("balanced",), ("sampled",)) else "balanced"
-    given: list[int | str] = list(range(len(known)))
-    if named := asked.labels not in (("balanced",), ("sampled",)):
-        given = [
-            int(x) if x.isascii() and x.isdigit() and x not in known else x for x in asked.labels
-        ]
-    each = asked.per_class or (1 if named else 4)
-    count = asked.count or each * max(1, len(given))
-    labels = choose_labels(given, count, how, asked.seed) if given else []
-    if rows := bool(known) and not (asked.count or named):  # of the grid, one for each class
-        labels.sort()
+    out = asked.npz or asked.out
+    assert out is not None
+    request = ask(
+        pipeline, asked.labels, asked.count, asked.per_class, asked.seed, bool(asked.npz), out
+    )
     wanted = {"seed": asked.seed, "batch": asked.batch} | _sampling(asked, pipeline.generator)
-    wanted |= {"labels": labels} if labels else {"count": count}
     if asked.npz:
         beside = {"decode_batch": asked.decode_batch or asked.batch, "latents": asked.latents}
-        finished = generate(pipeline, asked.npz, **wanted, **beside)
-        return _npz_written(finished, range(count), asked.npz)
-    pipeline.tokenizer.to(_device())
-    pipeline.generator.to(_device())
-    pictures = pipeline(**wanted)
-    names = [known[x] if isinstance(x, int) else x for x in labels] or ["picture"] * count
-    assert asked.out is not None
-    out = Path(asked.out)
-    for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
-        images.save_png(picture, out / f"{i:05d}-{re.sub('[^a-zA-Z0-9-]+', '_', name)}.png")
-    images.save_png(images.grid(pictures, each if rows else 8, scale=2), out / "grid.png")
-    text = f"{_n(pictures, 'picture')} and grid.png in {out}"
-    return Outcome(text, _pictures(pictures, asked.out))
+        count = None if request.labels else request.count
+        finished = generate(pipeline, asked.npz, request.labels, count, **wanted, **beside)
+        return _npz_written(finished, range(request.count), asked.npz)
+    pipeline.to(_device())
+    drawn = range(generate_folder(pipeline, out, request, overwrite=asked.overwrite, **wanted))
+    return Outcome(f"{_n(drawn, 'picture')} and grid.png in {out}", _pictures(drawn, out))
 
 
 def evaluate_reconstruction(asked: options.EvaluateReconstruction) -> Outcome:
@@ -312,8 +275,7 @@ def evaluate_generation(asked: options.EvaluateGeneration) -> Outcome:
     from softvq.pipeline import Pipeline
 
     pipeline, network = Pipeline.from_pretrained(asked.model), _features(asked)
-    pipeline.tokenizer.to(_device())
-    pipeline.generator.to(_device())
+    pipeline.to(_device())
     sampling = {"seed": asked.seed} | _sampling(asked, pipeline.generator)
     facts: dict[str, Any]
     if asked.reference:
@@ -421,9 +383,9 @@ def completion(asked: options.Completion) -> Outcome:
 
 
 def _device() -> str:
-    import torch
+    from softvq.device import pick_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(pick_device())
 
 
 def _tokenizer(asked: options.OfTokenizer) -> "Tokenizer":
@@ -499,30 +461,21 @@ def _size(tokenizer: "Tokenizer") -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _decoded(
-    source: str, split: str, tokenizer: "Tokenizer", out: str | None = None
-) -> Iterator["Store"]:
-    """The photos at the tokenizer's size, in a folder that is gone afterwards.
-
-    What was found is said on stderr; damaged photos are counted there, and listed in
-    ``out``/skipped.jsonl.
-    """
+def _decoded(source: str, split: str, tokenizer: "Tokenizer") -> Iterator["Store"]:
+    """The photos at the tokenizer's size; what was found is said on stderr."""
     from softvq.data import temporary_store
-    from softvq.io import write_atomically
-    from softvq.outputs import refuse_overlap
 
-    if out is not None:
-        refuse_overlap(source, out)
-    with temporary_store(source, split, _size(tokenizer), out) as photos:
-        print(photos.summary, file=sys.stderr)
-        if photos.skipped:
-            listed = ""
-            if out is not None:
-                lines = "".join(json.dumps(item) + "\n" for item in photos.skipped)
-                write_atomically(Path(out) / "skipped.jsonl", lines)
-                listed = f", listed in {Path(out) / 'skipped.jsonl'}"
-            print(f"skipped {_n(photos.skipped, 'damaged photo')}{listed}", file=sys.stderr)
+    with temporary_store(source, split, _size(tokenizer)) as photos:
+        _say_found(photos)
         yield photos
+
+
+def _say_found(photos: "Store", out: str | None = None) -> None:
+    """Which photos, split and classes there are; how many are damaged, listed in ``out``."""
+    print(photos.summary, file=sys.stderr)
+    if photos.skipped:
+        listed = f", listed in {Path(out) / 'skipped.jsonl'}" if out else ""
+        print(f"skipped {_n(photos.skipped, 'damaged photo')}{listed}", file=sys.stderr)
 
 
 def _n(things: Sized, noun: str) -> str:

@@ -11,7 +11,8 @@ for it (nested); None for all.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from softvq import images
-from softvq.data import Crops, Listing, Store
+from softvq.data import Crops, Listing, Store, temporary_store
 from softvq.errors import UserError
-from softvq.io import check_finite
-from softvq.tokenizer import Tokenizer
+from softvq.fingerprint import digest
+from softvq.io import check_finite, write_atomically
+from softvq.outputs import claimed, refuse_overlap
 from softvq.tokenizer.bottleneck import Tokens
+from softvq.tokenizer.model import Tokenizer
 
 BATCH = 64  # of the whole package: with another one the last bit of a float32 may turn
+LARGER = 16  # times the pixels of a tokenizer's own images that it is let decode to
+SKIPPED = "skipped.jsonl"  # lists photos that cannot be decoded
 STATISTICS = 2048  # photos that latent mean and std are computed from
 
 Pictures = Store | Listing | Iterable[images.Picture]
@@ -164,6 +170,77 @@ def measure_latents(tokenizer: Tokenizer, photos: Store, limit: int = STATISTICS
 def size_of(tokenizer: Tokenizer) -> tuple[int, int]:
     """Height and width in pixels of the images that a tokenizer was trained on."""
     return tokenizer.config.height, tokenizer.config.width
+
+
+def check_size(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
+    """Raises UserError for pictures (H, W) that a tokenizer cannot decode to, or not in reason."""
+    height, width = size
+    own = tokenizer.config.height * tokenizer.config.width
+    patch = getattr(tokenizer.config, "patch", 1)
+    fits = height % patch == width % patch == 0 < min(size)
+    if not fits or height * width > LARGER * own:
+        raise UserError(
+            f"pictures of {height}x{width} from a tokenizer of {tokenizer.config.height}x"
+            f"{tokenizer.config.width} pixels: sides must divide by {patch}, and there may be "
+            f"{LARGER} times as many pixels; encode again"
+        )
+
+
+def skipped_lines(skipped: list[dict[str, str]]) -> str:
+    """The content of a skipped.jsonl: path and reason of each photo that cannot be decoded."""
+    return "".join(json.dumps(item) + "\n" for item in skipped)
+
+
+def reconstruct_folder(
+    tokenizer: Tokenizer,
+    data: str | Path,
+    out: str | Path,
+    split: str = "all",
+    scale: int = 1,
+    overwrite: bool = False,
+    batch: int = BATCH,
+    progress: bool = True,
+    found: Callable[[Store], None] = lambda photos: None,
+) -> int:
+    """Write each photo beside its reconstruction as PNG; returns how many there are.
+
+    ``data``: a photo, or a folder as ``find_photos`` reads it. ``scale`` enlarges every pixel.
+    ``found`` is told of the photos once they are decoded.
+    Raises UserError for a damaged photo, and where ``softvq.outputs.claimed`` does.
+    """
+    refuse_overlap(data, out)
+    settings = {
+        "data": str(data if str(data) == "builtin" else Path(data).expanduser().resolve()),
+        "split": split,
+        "tokenizer": digest(tokenizer),
+        "scale": scale,
+    }
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(claimed(out, "reconstruct", settings, overwrite))
+        skipped: list[dict[str, str]] = []
+        pictures: Pictures
+        if Path(data).expanduser().is_file():
+            names, pictures = [Path(data).name], [Path(data).expanduser()]
+        else:
+            pictures = stack.enter_context(
+                temporary_store(data, split, size_of(tokenizer), output.folder)
+            )
+            names, skipped = pictures.names, pictures.skipped
+            found(pictures)
+        files = [path.as_posix() for path in images.png_paths(names, "")]
+        paths = output.expect([*files, SKIPPED] if skipped else files)
+        if skipped:
+            write_atomically(paths[-1], skipped_lines(skipped))
+        bar = stack.enter_context(
+            tqdm(total=len(files), desc="reconstructing", unit="img", disable=not progress)
+        )
+        remaining = iter(paths)
+        for originals, rebuilt in reconstruct(tokenizer, pictures, batch):
+            for pair in zip(originals, rebuilt, strict=True):
+                sheet = images.grid(np.stack(pair), columns=2, scale=scale)
+                images.save_png(sheet, next(remaining))
+            bar.update(len(originals))
+    return len(files)
 
 
 def _encoded(tokenizer: Tokenizer, pixels: Tensor, tokens: int | None) -> Tokens:

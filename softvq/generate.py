@@ -6,32 +6,97 @@ batches, so that the file is the same bytes whatever the number of processes, an
 run was killed and repeated.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from softvq import images
+from softvq.coding import BATCH, check_size
 from softvq.errors import UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
 from softvq.io import check_finite, save_tensors
-from softvq.npz import NpzImages
+from softvq.npz import NpzImages, check_room
+from softvq.outputs import claimed
 from softvq.pipeline import Pipeline
-from softvq.tokenizer import Tokenizer
-from softvq.tokens import TokenSet, claim_folder, shard_name
+from softvq.tokenizer.model import Tokenizer
+from softvq.tokens import TokenIndex, TokenSet, claim_index, shard_name
 
-BATCH = 64
+SHOWN = 1000  # images at most on the sheet of a folder
+MOST_STEPS = 100_000
+
+
+@dataclass
+class Request:
+    """Which images to draw: one of ``labels`` each, or ``count`` without classes.
+
+    ``columns`` of the sheet that shows them.
+    """
+
+    labels: list[int | str] | None
+    count: int
+    columns: int = 8
+
+
+def ask(
+    pipeline: Pipeline,
+    labels: Sequence[str] = ("balanced",),
+    count: int | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+    npz: bool = False,
+    out: str | Path = ".",
+) -> Request:
+    """What a command line asks for: 4 images of each class, unless it says otherwise.
+
+    labels   ("balanced",) or ("sampled",), see :func:`choose_labels`; or names and numbers of
+             classes, in turn: one image of each
+    count, per_class   all images, or those of each class
+    npz, out   where they go: into one file, of which a block takes as many bytes as pixels, or as
+               PNG files, of which the smallest take a hundredth
+
+    Raises UserError for labels that there are not, and if that many images have no room.
+    """
+    check_seed(seed)
+    known = pipeline.classes
+    named = tuple(labels) not in (("balanced",), ("sampled",))
+    how = "balanced" if named else labels[0]
+    given: list[int | str] = list(range(len(known)))
+    if named:
+        given = [int(x) if x.isascii() and x.isdigit() and x not in known else x for x in labels]
+        pipeline.class_numbers(given, None)
+    each = per_class or (1 if named else 4)
+    total = count or each * max(1, len(given))
+    config = pipeline.tokenizer.config
+    pixels = 3 * config.height * config.width
+    check_room(out, total * (pixels if npz else pixels // 100))  # before a list of as many labels
+    if not given:
+        return Request(None, total)
+    chosen = choose_labels(given, total, how, seed)
+    if rows := not (count or named):  # of the sheet, one for each class
+        chosen.sort(key=given.index)
+    return Request(chosen, total, each if rows else 8)
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a number that seeds nothing."""
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"seed {seed}: give 0 or more, and less than 2^63; another draws others")
 
 
 def choose_labels(
@@ -44,6 +109,7 @@ def choose_labels(
     """
     if how == "balanced":
         return list(islice(cycle(labels), count))
+    check_seed(seed)
     stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     return [labels[i] for i in stream.integers(len(labels), size=count)]
 
@@ -73,11 +139,14 @@ def generate(
     """
     if min(batch, decode_batch) < 1:
         raise UserError(f"batches must be 1 or more, got {batch} and {decode_batch}")
+    check_drawing(seed, options)
     numbers, total = pipeline.class_numbers(labels, count)
     state = _processes()
     pipeline.tokenizer.to(state.device)
     pipeline.generator.to(state.device)
     config = pipeline.tokenizer.config
+    if not Path(path).exists() and labels is None:
+        check_room(path, 3 * total * config.height * config.width)  # before a list of its blocks
     sampling = family_of(pipeline.generator).options | options
     settings = {
         "tokenizer": digest(pipeline.tokenizer),
@@ -102,19 +171,18 @@ def generate(
 
     def claim() -> None:
         if kept is not None:
-            index = {
-                "tokenizer": fingerprint(pipeline.tokenizer),
-                "drawn_with": file.settings,
-                "tokens": config.tokens,
-                "channels": config.channels,
-                "height": config.height,
-                "width": config.width,
-                "classes": pipeline.classes,
-                "count": total,
-                "shards": {shard_name(i): len(place) for i, place in enumerate(file.blocks)},
-                "skipped": [],
-            }
-            claim_folder(kept / "index.json", index)
+            index = TokenIndex(
+                tokenizer=fingerprint(pipeline.tokenizer),
+                drawn_with=file.settings,
+                tokens=config.tokens,
+                channels=config.channels,
+                height=config.height,
+                width=config.width,
+                classes=pipeline.classes,
+                count=total,
+                shards={shard_name(i): len(place) for i, place in enumerate(file.blocks)},
+            )
+            claim_index(kept, index)
 
     def render(block: int) -> np.ndarray:
         place = file.blocks[block]
@@ -128,6 +196,74 @@ def generate(
 
     floats = total * config.tokens * config.channels if kept else 0
     return write_images(file, render, claim, 4 * floats, progress)
+
+
+def generate_folder(
+    pipeline: Pipeline,
+    out: str | Path,
+    request: Request,
+    seed: int = 0,
+    batch: int = BATCH,
+    overwrite: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> int:
+    """Draw images into PNG files, 00000-dog.png and on, and grid.png, a sheet of the first ones.
+
+    ``options``: as for ``Pipeline.generate_latents``. Returns how many images there are. The same
+    call again draws the same; another one is refused where there are images already, unless
+    ``overwrite``. Raises UserError where the pipeline does, and ``softvq.outputs.claimed``.
+    """
+    check_drawing(seed, options)
+    numbers, total = pipeline.class_numbers(
+        request.labels, None if request.labels else request.count
+    )
+    settings = {
+        "model": digest(pipeline.generator),
+        "tokenizer": digest(pipeline.tokenizer),
+        "labels": None if numbers is None else _hash(numbers.tolist()),
+        "count": total,
+        "seed": seed,
+        "precision": pipeline.precision,
+    } | {k: digest(v) if isinstance(v, nn.Module) else v for k, v in options.items()}
+    names = ["picture"] * total
+    if numbers is not None:
+        names = [re.sub("[^a-zA-Z0-9-]+", "_", pipeline.classes[x]) for x in numbers.tolist()]
+    files = [f"{i:05d}-{name}.png" for i, name in enumerate(names)]
+    shown: list[np.ndarray] = []
+    with (
+        claimed(out, "generate", settings, overwrite) as output,
+        tqdm(total=total, desc="images", unit="img", disable=not progress) as bar,
+    ):
+        paths = output.expect([*files, "grid.png"])
+        for first in range(0, total, batch):
+            place = range(first, min(first + batch, total))
+            some = None if request.labels is None else request.labels[first : place.stop]
+            drawn = pipeline.generate_latents(
+                some, len(place) if some is None else None, seed, batch, first,
+                **{k: v[first : place.stop] if _each(v) else v for k, v in options.items()},
+            )  # fmt: skip
+            pictures = pipeline.decode_uint8(drawn, batch)
+            for picture, i in zip(pictures, place, strict=True):
+                images.save_png(Image.fromarray(picture), paths[i])
+            shown += list(pictures[: SHOWN - len(shown)])
+            bar.update(len(place))
+        images.save_png(images.grid(np.stack(shown), request.columns, scale=2), paths[-1])
+    return total
+
+
+def _each(value: object) -> bool:
+    """Whether an option has a value for each image."""
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def check_drawing(seed: int, options: dict[str, Any]) -> None:
+    """Raises UserError for a seed or a number of steps that cannot be meant."""
+    check_seed(seed)
+    for name in ("steps", "head_steps"):
+        steps = options.get(name)
+        if isinstance(steps, int) and not 1 <= steps <= MOST_STEPS:
+            raise UserError(f"{name} {steps}: give 1 to {MOST_STEPS:,}")
 
 
 def _keep(path: Path, pipeline: Pipeline, drawn: Tensor, labels: list[int], place: range) -> None:
@@ -152,8 +288,10 @@ def decode_tokens(
     """Decode all ``tokens`` into the .npz file ``path``; the rest is as for :func:`generate`."""
     state = _processes()
     tokenizer.to(state.device)
-    size = (tokens.index["height"], tokens.index["width"])
-    settings = {"tokenizer": digest(tokenizer), "tokens": _hash(tokens.index), "batch": batch}
+    size = (tokens.index.height, tokens.index.width)
+    check_size(tokenizer, size)
+    index = _hash(dataclasses.asdict(tokens.index))
+    settings = {"tokenizer": digest(tokenizer), "tokens": index, "batch": batch}
     file = NpzImages(
         path,
         (len(tokens), *size, 3),

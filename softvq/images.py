@@ -446,6 +446,7 @@ def png_paths(names: Sequence[str], out: str | Path) -> list[Path]:
     Raises UserError for a name that points outside, or that no file can have.
     """
     taken: dict[str, int] = {}  # and how often each was wanted
+    seen: set[str] = set()
     paths = []
     for name in names:
         path = PurePosixPath(name)
@@ -454,8 +455,9 @@ def png_paths(names: Sequence[str], out: str | Path) -> list[Path]:
         if not path.name or "\0" in name:
             raise UserError(f"the name {name!r} is no file name; rename the photo")
         first = target = path.with_suffix(".png")
-        if _key(target) in taken:
+        if _key(target) in taken and name not in seen:  # a view more of a photo is numbered
             target = path.with_name(path.name + ".png")
+        seen.add(name)
         while _key(target) in taken:
             taken[_key(first)] += 1
             target = path.with_name(f"{path.stem}-{taken[_key(first)]}.png")

@@ -10,21 +10,21 @@ An .npz is a zip archive. Uncompressed, as here, it holds its arrays as they lie
 are written through a memory map to where they stay, and nothing is copied when the last one is in.
 """
 
-import errno
-import fcntl
 import io
 import json
 import os
 import shutil
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from softvq.errors import UserError
-from softvq.io import write_atomically
+from softvq.errors import SoftVQWarning, UserError
+from softvq.io import NO_SPACE, replacing, write_atomically
 
 CHUNK = 1 << 24  # bytes read at a time for the checksum
 
@@ -46,7 +46,7 @@ class NpzImages:
         labels: np.ndarray | None = None,
     ):
         self.path, self.shape, self.labels = Path(path), shape, labels
-        self.held: IO[str] | None = None
+        self.held: FileLock | None = None
         self.folder = self.path.with_name(self.path.name + ".partial")
         self.array, self.done = self.folder / "array", self.folder / "done"
         self.blocks = [range(i, min(i + block, shape[0])) for i in range(0, shape[0], block)]
@@ -71,26 +71,49 @@ class NpzImages:
         """
         if self.path.is_file():
             self._compare(_sealed_settings(self.path))
+            _check_sums(self.path)
             shutil.rmtree(self.folder, ignore_errors=True)
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
         if lock:
-            self.held = open(self.folder / "lock", "w")
+            self.held = FileLock(self.folder / "lock")
             try:
-                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                self.held.acquire(timeout=0)
+            except Timeout:
                 raise UserError(
                     f"{self.path}: another process is writing it; wait for it, or stop it"
                 ) from None
         try:
             old = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            old = None
+            old = None  # killed while it made room
+        if old is not None and old != self.settings and self._flags().any():
+            self._compare(old)
         if old != self.settings:
-            if old is not None and np.fromfile(self.done, np.uint8).any():
-                self._compare(old)
+            self._make_room(beside)
+        elif not self._fits():
+            warnings.warn(
+                f"{self.folder}: what it says of the images done does not fit them; they are "
+                "drawn again from the first",
+                SoftVQWarning,
+                stacklevel=2,
+            )
             self._make_room(beside)
         return False
+
+    def _flags(self) -> np.ndarray:
+        """What is written of each block; none if that cannot be read."""
+        return np.fromfile(self.done, np.uint8) if self.done.is_file() else np.empty(0, np.uint8)
+
+    def _fits(self) -> bool:
+        """Whether the flags and the file to be are as this class left them, killed or not."""
+        flags, start = self._flags(), self.entry.FileHeader(zip64=True)[:4]
+        if len(flags) != len(self.blocks) or flags.max(initial=0) > 1 or not self.array.is_file():
+            return False
+        with open(self.array, "rb") as file:
+            head = file.read(self.inside + len(self.header.getvalue()))
+        whole = self.array.stat().st_size >= self.size
+        return whole and head.startswith(start) and head.endswith(self.header.getvalue())
 
     def _make_room(self, beside: int) -> None:
         (self.folder / "settings.json").unlink(missing_ok=True)
@@ -98,18 +121,20 @@ class NpzImages:
         needed, free = self.size + beside, shutil.disk_usage(self.folder).free
         if free < needed:
             self._full(needed, free)
-        with open(self.array, "wb") as file:
-            file.write(self.entry.FileHeader(zip64=True) + self.header.getvalue())
-            file.truncate(self.size)
-            if hasattr(os, "posix_fallocate"):
-                # A map of a file with holes would end the process when the disk fills up.
-                try:
+        with open(self.array, "xb") as file:
+            try:
+                file.write(self.entry.FileHeader(zip64=True) + self.header.getvalue())
+                file.truncate(self.size)
+                if hasattr(os, "posix_fallocate"):
+                    # A map of a file with holes would end the process when the disk fills up.
                     os.posix_fallocate(file.fileno(), 0, self.size)
-                except OSError as error:
-                    if error.errno == errno.ENOSPC:
-                        self._full(needed, shutil.disk_usage(self.folder).free)
-                    raise
-        self.done.write_bytes(bytes(len(self.blocks)))
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    self._full(needed, shutil.disk_usage(self.folder).free)
+                raise
+        with replacing(self.done) as partial:
+            partial.write_bytes(bytes(len(self.blocks)))
         write_atomically(self.folder / "settings.json", json.dumps(self.settings))
 
     def _full(self, needed: int, free: int) -> NoReturn:
@@ -161,7 +186,7 @@ class NpzImages:
     def release(self) -> None:
         """Let other runs in."""
         if self.held is not None:
-            self.held.close()
+            self.held.release()
 
     def seal(self) -> None:
         """Write the checksum, the labels and the archive's directory, and give it its name."""
@@ -175,6 +200,7 @@ class NpzImages:
             file.write(self.entry.FileHeader(zip64=True))
             file.seek(self.size)
             with zipfile.ZipFile(file, "w") as archive:
+                # zipfile has no word for "it is there already": its list of entries is told.
                 archive.infolist().append(self.entry)
                 if self.labels is not None:
                     labels = io.BytesIO()
@@ -195,3 +221,29 @@ def _sealed_settings(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, zipfile.BadZipFile):
         return None
     return values if isinstance(values, dict) else None
+
+
+def _check_sums(path: Path) -> None:
+    """Raises UserError if a finished file's arrays are not what was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        damaged = str(error)
+    if damaged:
+        raise UserError(
+            f"{path}: damaged since it was written (checksum of {damaged}); delete it, and repeat "
+            "the command"
+        )
+
+
+def check_room(path: str | Path, needed: int) -> None:
+    """Raises UserError if the disk of ``path`` has less than ``needed`` bytes free."""
+    place = Path(path).absolute()
+    folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{path}: takes {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; ask for "
+            "less, or give a file on another disk"
+        )

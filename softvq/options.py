@@ -222,6 +222,8 @@ class ToPictures:
     npz: File | None = None
     """In place of --out: one array of all pictures, and their labels; a stopped command goes on
     when repeated, and torchrun may start it in several processes."""
+    overwrite: bool = False
+    """Delete what this command wrote into --out before with other settings."""
 
     def __post_init__(self) -> None:
         one_of(self, "out", "npz", required=True)
@@ -316,7 +318,11 @@ class Encode(OfTokenizer, OfPhotos, Long):
     """
 
     out: Folder
-    """Folder for the tokens."""
+    """Folder for the tokens; photos that are new since are added to those in it."""
+    split: Literal["train", "val", "all"] = "all"
+    """Which photos."""
+    batch: Count = BATCH
+    """Photos encoded at a time."""
 
 
 @dataclass(kw_only=True)
@@ -343,6 +349,8 @@ class Reconstruct(OfTokenizer, Long):
     """Folder for the pictures."""
     scale: Count = 2
     """Enlarge the pictures this many times."""
+    overwrite: bool = False
+    """Delete what this command wrote there before with other settings."""
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,6 @@ their ``index.json``, a training its ``recipe.yaml``) is told by that, see :func
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -143,7 +142,9 @@ def claimed(
                 check_folder(folder, "")
             else:
                 _compare(folder, old, command, json.loads(json.dumps(settings)), overwrite)
-            sweep_folder(folder, old.files if old else ())
+            written = [name for name in (old.files if old else ()) if _inside(folder, name)]
+            for part in {folder} | {(folder / name).parent for name in written}:
+                sweep(part)
             out = Output(folder, command, settings, old)
             try:
                 yield out
@@ -179,12 +180,3 @@ def _inside(folder: Path, name: str) -> bool:
     if path.is_absolute() or ".." in path.parts or not path.parts:
         return False
     return (folder / path.parent).resolve().is_relative_to(folder.resolve())
-
-
-def sweep_folder(folder: Path, files: Sequence[str] = ()) -> None:
-    """Delete what killed runs left in a folder of results; for who holds its lock."""
-    for part in {folder} | {(folder / name).parent for name in files if _inside(folder, name)}:
-        sweep(part)
-    for left in folder.glob(f"{TEMPORARY}*"):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)

@@ -71,6 +71,12 @@ class Pipeline:
         self.precision = "exact"  # a key of PRECISIONS
         self.compiled = False
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move both networks to a device, as :func:`softvq.device.pick_device` gives it."""
+        self.tokenizer.to(device)
+        self.generator.to(device)
+        return self
+
     def compile(self) -> None:
         """Have torch compile both networks: minutes before the first images, and less for each."""
         self.generator.compile()

@@ -18,9 +18,16 @@ from test_pipeline import CLASSES, make
 
 from softvq import cli
 from softvq import generate as scale
-from softvq.errors import UserError
+from softvq.errors import SoftVQWarning, UserError
 from softvq.fingerprint import fingerprint
-from softvq.generate import choose_labels, decode_tokens, generate
+from softvq.generate import (
+    Request,
+    ask,
+    choose_labels,
+    decode_tokens,
+    generate,
+    generate_folder,
+)
 from softvq.npz import NpzImages
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import read_tokens
@@ -299,6 +306,103 @@ def test_a_folder_of_other_latents_is_refused(pipeline, tmp_path):
         generate(pipeline, tmp_path / "a.npz", **SOME)
 
 
+@pytest.mark.parametrize("damage", ["empty", "short", "long", "odd", "array", "head"])
+def test_a_record_of_what_is_done_that_does_not_fit_means_start_again(tmp_path, damage):
+    file = fill(opened(tmp_path / "a.npz"), [0, 2])
+    file.release()
+    done = {"empty": b"", "short": b"\1\0", "long": b"\1\0\1\1", "odd": b"\1\0\7"}
+    if damage in done:
+        file.done.write_bytes(done[damage])
+    elif damage == "array":
+        os.truncate(file.array, file.size - 1)
+    else:
+        with open(file.array, "r+b") as array:
+            array.write(b"\0" * 8)
+    again = opened(tmp_path / "a.npz")
+    with pytest.warns(SoftVQWarning, match="drawn again from the first"):
+        assert not again.begin()
+    assert again.missing() == [0, 1, 2]
+    fill(again, [0, 1, 2]).seal()
+    assert np.array_equal(images(tmp_path / "a.npz"), PICTURES)
+
+
+def test_a_finished_file_that_was_damaged_is_said(tmp_path):
+    fill(opened(tmp_path / "a.npz"), [0, 1, 2]).seal()
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npz: damaged since it was written.*delete it"):
+        opened(tmp_path / "a.npz").begin()
+
+
+# ---- folders and requests ----
+
+
+def test_two_sets_in_one_folder_are_never_mixed(pipeline, tmp_path):
+    def draw(request, **options):
+        return generate_folder(pipeline, tmp_path / "out", request, 3, 2, steps=2, **options)
+
+    def found():
+        return sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+
+    three = ask(pipeline, ["dog", "0"], 3)
+    assert draw(three) == 3
+    assert found() == ["00000-dog.png", "00001-bird.png", "00002-dog.png", "grid.png"]
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in found()}
+    assert draw(three) == 3
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in found()}
+    two = ask(pipeline, ["0"], 2)
+    with pytest.raises(UserError, match=r"another count, labels.*--overwrite"):
+        draw(two)
+    assert draw(two, overwrite=True) == 2
+    assert found() == ["00000-bird.png", "00001-bird.png", "grid.png"]
+    # Neither depends on the batch: the first two of them are drawn at once above.
+    alone = pipeline.decode(pipeline.generate_latents([0], start=1, seed=3, steps=2))
+    assert np.array_equal(alone[0], Image.open(tmp_path / "out" / "00001-bird.png"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "grid.png").write_text("mine")
+    with pytest.raises(UserError, match="softvq did not write"):
+        generate_folder(pipeline, tmp_path / "mine", two, steps=2)
+    assert (tmp_path / "mine" / "grid.png").read_text() == "mine"
+
+
+def test_what_is_asked_for(pipeline):
+    assert ask(pipeline) == Request([0] * 4 + [1] * 4 + [2] * 4, 12, 4)
+    assert ask(pipeline, per_class=1) == Request([0, 1, 2], 3, 1)
+    assert ask(pipeline, count=5) == Request([0, 1, 2, 0, 1], 5, 8)
+    assert ask(pipeline, ["dog", "0"]) == Request(["dog", 0], 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"labels": ["²"]}, "unknown label '²'"),
+        ({"labels": ["-1"]}, "unknown label '-1'"),
+        ({"labels": ["9" * 30]}, "unknown label 9999"),
+        ({"labels": [""]}, "unknown label ''"),
+        ({"seed": -1}, "seed -1: give 0 or more"),
+        ({"seed": 1 << 64}, "give 0 or more"),
+        ({"count": 10**11, "npz": True}, "takes 307,200.00 GB, and .* free"),
+        ({"count": 10**14}, "free"),
+        ({"per_class": 10**14}, "free"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(pipeline, tmp_path, arguments, says):
+    with pytest.raises(UserError, match=says):
+        ask(pipeline, **arguments, out=tmp_path / "out")
+
+
+def test_numbers_out_of_range_are_refused_before_a_file_is_made(pipeline, tmp_path):
+    for options in ({"seed": -1}, {"steps": 10**12}, {"steps": 0}):
+        with pytest.raises(UserError, match="give"):
+            generate(pipeline, tmp_path / "a.npz", ["dog"], **options)
+        with pytest.raises(UserError, match="give"):
+            generate_folder(pipeline, tmp_path / "a", Request(["dog"], 1), **options)
+    with pytest.raises(UserError, match="give 0 or more"):
+        choose_labels(["dog"], 2, "sampled", -1)
+    assert os.listdir(tmp_path) == []
+
+
 # ---- processes ----
 
 
@@ -413,7 +517,7 @@ def test_command(model, tmp_path, capsys, monkeypatch):
         ),
         (["--count", 5, "--out", tmp_path / "d", "--latents", tmp_path / "e"], "go with --npz"),
         (["--labels", "cow", "--npz", tmp_path / "d.npz"], "unknown label 'cow'"),
-        (["--count", 5], "one of the arguments --out --npz is required"),
+        (["--count", 5], "give --out or --npz"),
     ):
         code, _, err = run(*generate, *arguments)
         assert code == 2 and text in err.splitlines()[-1], err

@@ -93,4 +93,4 @@ def test_training_and_encoding_finish_on_a_folder_with_20_damaged_photos(tmp_pat
     store = open_store(source, "all", (32, 32), tmp_path / "cache", margin=1.0)
     write_tokens(tmp_path / "tokens", Tokenizer.from_pretrained(tmp_path / "run"), store)
     tokens = read_tokens(tmp_path / "tokens")
-    assert len(tokens) == 180 and len(tokens.index["skipped"]) == 20
+    assert len(tokens) == 180 and len(tokens.index.skipped) == 20

@@ -1,9 +1,12 @@
 """softvq.tokens: token files on disk, their resume, and their views."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from contract import small
+from PIL import Image
 from safetensors import safe_open
 from test_data import photos as photo_folder
 
@@ -11,8 +14,9 @@ from softvq import tokens
 from softvq.data import Crops, Store, fixed_batches, open_store
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
+from softvq.io import load_tensors, save_tensors
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import read_tokens, write_tokens
+from softvq.tokens import decode_folder, encode_folder, read_tokens, write_tokens
 
 SIZE = (32, 32)
 
@@ -42,7 +46,7 @@ def test_round_trip(tmp_path, tokenizer, store):
     assert kept.latents.shape == (10, 8, 16) and kept.latents.dtype == torch.float32
     assert kept.names == store.names and kept.classes == store.classes and len(kept) == 10
     assert kept.labels.tolist() == store.labels.tolist()
-    assert list(kept.index["shards"].values()) == [4, 4, 2]
+    assert list(kept.index.shards.values()) == [4, 4, 2]
     pictures = torch.cat([some for some, _ in fixed_batches(store, 10)])
     with torch.no_grad():
         again = tokenizer.decode(tokenizer.denormalize(kept.latents)).clamp(-1, 1)
@@ -83,9 +87,9 @@ def test_the_same_call_encodes_only_what_is_missing(
 
     encoded = []
     encode = tokens._encode
-    monkeypatch.setattr(tokens, "_encode", lambda *a: (encoded.append(a[2]), encode(*a))[1])
+    monkeypatch.setattr(tokens, "_encode", lambda *a: (encoded.append(list(a[2])), encode(*a))[1])
     assert torch.equal(write(tmp_path, tokenizer, store).latents, whole.latents)
-    assert encoded == [range(4, 8)]
+    assert encoded == [[4, 5, 6, 7]]
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
 
 
@@ -135,4 +139,144 @@ def test_a_folder_without_classes_and_a_training_tokenizer(tmp_path, store):
     assert first.classes == [] and tokenizer.training
     assert torch.equal(first.latents, write(tmp_path / "b", tokenizer, flat).latents)
     with safe_open(tmp_path / "a" / "tokens-00002.safetensors", "pt") as file:
-        assert sorted(file.keys()) == ["labels", "latents"]
+        assert sorted(file.keys()) == ["labels", "latents", "photos"]
+
+
+# ---- damage ----
+
+SHARD = "tokens-00000.safetensors"
+
+
+def edit_index(folder, **changes):
+    path = folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '"x"',
+        "[" * 100_000,
+        *({"height": height} for height in ("64", 0, -8, None, 1e9, 10**12, True)),
+        *({"shards": shards} for shards in ({}, [], "x", {"../x": 10}, {SHARD: "4"})),
+        {"classes": "ab"},
+        {"count": 11},
+        {"channels": 5},
+        {"tokens": 5},
+    ],
+)
+def test_a_damaged_index_is_one_line(tmp_path, tokenizer, store, text):
+    write(tmp_path, tokenizer, store)
+    if isinstance(text, dict):
+        edit_index(tmp_path, **text)
+    else:
+        (tmp_path / "index.json").write_text(text)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_tokens(tmp_path)
+    if isinstance(text, str):
+        with pytest.raises(UserError, match="give another folder"):
+            write_tokens(tmp_path, tokenizer, store, shard_size=4, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"names": ["a", "b"]}, "2 names for 4 photos"),
+        ({"names": [f"{i}.png" for i in range(18)]}, "18 names for 4 photos"),
+        ({"names": ["a.png"] * 4}, r"has 4 entries of 'a\.png' and should have 1"),
+        ({"names": ["a", "b", "c", ""]}, "no file name"),
+        ({"names": ["a", "b", "c", "."]}, "no file name"),
+        ({"names": ["a", "b", "c", "\0"]}, "no file name"),
+        ({"names": ["a", "b", "c", "../d"]}, "outside"),
+        ({"names": ["a", "b", "c", 1]}, "no list of names"),
+        ({"names": 4}, "no list of names"),
+        ({"latents": torch.zeros(4, 8, 5)}, r"not F32 \[4, 8, 16\]"),
+        ({"latents": torch.zeros(4, 5, 16)}, r"not F32 \[4, 8, 16\]"),
+        ({"latents": torch.zeros(4, 8, 16, dtype=torch.float64)}, "F64"),
+        ({"latents": torch.full((4, 8, 16), torch.nan)}, "not finite"),
+        ({"labels": torch.full((4,), 99)}, "labels are not of the"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels are I64"),
+    ],
+)
+def test_a_damaged_shard_is_one_line(tmp_path, tokenizer, store, change, says):
+    write(tmp_path, tokenizer, store)
+    whole = load_tensors(tmp_path / SHARD)
+    names = json.dumps(change.pop("names", [f"{i}.png" for i in range(4)]))
+    save_tensors(whole | change, tmp_path / SHARD, {"names": names})
+    with pytest.raises(UserError, match=says):
+        decode_folder(tokenizer, tmp_path, tmp_path.with_name("decoded"), progress=False)
+    assert not tmp_path.with_name("decoded").exists()
+
+
+def test_names_that_are_no_json(tmp_path, tokenizer, store):
+    write(tmp_path, tokenizer, store)
+    for metadata in ({"names": "["}, None):
+        save_tensors(load_tensors(tmp_path / SHARD), tmp_path / SHARD, metadata)
+        with pytest.raises(UserError, match="no list of names"):
+            read_tokens(tmp_path)
+
+
+# ---- folders ----
+
+
+def test_every_view_is_decoded_to_a_picture_of_its_own(tmp_path, tokenizer, store):
+    write(tmp_path / "tokens", tokenizer, store, views=4)
+    out = tmp_path / "out"
+    assert decode_folder(tokenizer, tmp_path / "tokens", out, progress=False) == 40
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    stems = {name.rsplit(".", 1)[0] for name in store.names}
+    assert found == {f"{stem}{view}.png" for stem in stems for view in ("", "-2", "-3", "-4")}
+
+
+def test_decoding_replaces_nothing_that_it_did_not_write(tmp_path, tokenizer):
+    own = photo_folder(tmp_path / "own", 4)
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    encode_folder(tokenizer, own, tmp_path / "tokens", progress=False)
+    with pytest.raises(UserError, match="softvq did not write"):
+        decode_folder(tokenizer, tmp_path / "tokens", own, progress=False)
+    with pytest.raises(UserError, match="lies in the photos' folder"):
+        encode_folder(tokenizer, own, own, progress=False)
+    with pytest.raises(UserError, match="softvq did not write"):
+        decode_folder(tokenizer, tmp_path / "tokens", tmp_path / "tokens", progress=False)
+    assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+
+
+def test_new_photos_are_added_and_nothing_is_encoded_twice(tmp_path, tokenizer):
+    own = photo_folder(tmp_path / "own", 4)
+    out = tmp_path / "tokens"
+    first, new = encode_folder(tokenizer, own, out, progress=False)
+    assert new == 4 and encode_folder(tokenizer, own, out, progress=False)[1] == 0
+    before = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+    for name in ("A new class/1.png", "zebra/2.png", f"{first.names[0].split('/')[0]}/3.png"):
+        (own / name).parent.mkdir(exist_ok=True)
+        random = np.random.default_rng(len(name)).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(random).save(own / name)
+    both, new = encode_folder(tokenizer, own, out, progress=False)
+    assert new == 3 and len(both) == 7 and both.names[:4] == first.names
+    assert before == {name: (out / name).read_bytes() for name in before}
+    # As one call encodes them, but for the order of photos and classes.
+    whole, _ = encode_folder(tokenizer, own, tmp_path / "whole", progress=False)
+    for name, latents, label in zip(both.names, both.latents, both.labels, strict=True):
+        at = whole.names.index(name)
+        torch.testing.assert_close(latents, whole.latents[at], atol=1e-5, rtol=1e-5)
+        assert both.classes[label] == whole.classes[whole.labels[at]] == name.split("/")[0]
+    # A stopped addition goes on.
+    added = sorted({path.name for path in out.glob("*.safetensors")} - set(before))
+    (out / added[0]).unlink()
+    again, new = encode_folder(tokenizer, own, out, progress=False)
+    assert new == 3 and again.names == both.names and torch.equal(again.latents, both.latents)
+
+
+def test_photos_that_changed_or_went_are_refused(tmp_path, tokenizer):
+    own = photo_folder(tmp_path / "own", 4)
+    names = encode_folder(tokenizer, own, tmp_path / "tokens", progress=False)[0].names
+    kept = (own / names[0]).read_bytes()
+    Image.new("RGB", (40, 40), "red").save(own / names[0])
+    with pytest.raises(UserError, match="is another photo now; give another folder"):
+        encode_folder(tokenizer, own, tmp_path / "tokens", progress=False)
+    (own / names[0]).unlink()
+    with pytest.raises(UserError, match="no longer there"):
+        encode_folder(tokenizer, own, tmp_path / "tokens", progress=False)
+    (own / names[0]).write_bytes(kept)
+    assert encode_folder(tokenizer, own, tmp_path / "tokens", progress=False)[1] == 0

@@ -5,7 +5,6 @@ A set of any size costs one [D, D] matrix of float64. The files are the field's 
 number of images, and ``features``, the network and preprocessing they stand on.
 """
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Self
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from softvq.errors import UserError
+from softvq.io import replacing
 
 KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # kind of features -> names
 
@@ -97,12 +97,8 @@ def save_statistics(path: str | Path, kinds: dict[str, Statistics], features: st
         arrays |= {mu: statistics.mean.numpy(), sigma: statistics.covariance.numpy()}
         if statistics.count is not None:
             arrays["count"] = np.array(statistics.count)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes arrays by any name
-    os.replace(partial, path)
 
 
 def open_statistics(path: str | Path) -> tuple[dict[str, Statistics], str | None]:

@@ -58,6 +58,11 @@ class Tokenizer(nn.Module):
             spectral.start_as_transform(self.to_latent, self.from_latent, self.bottleneck)
 
     @property
+    def device(self) -> torch.device:
+        """Where it is, and where images and latents must be."""
+        return self.latent_mean.device
+
+    @property
     def last_layer(self) -> Tensor:
         """The weight that makes pixels; an adaptive adversarial weight is measured on it."""
         return self.decoder.to_pixels.weight

@@ -106,7 +106,7 @@ class GeneratorTask:
         teacher = aim.teacher if aim else None
         self.model = make_model(recipe, tokenizer.config, len(tokens.classes), teacher)
         net: Any = self.model.net
-        net.config = replace(net.config, tokenizer=tokens.index["tokenizer"])
+        net.config = replace(net.config, tokenizer=tokens.index.tokenizer)
         self.players = [Player.model(self.model, self.loss, recipe.train)]
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
