@@ -5,15 +5,13 @@ a recipe, so that nothing is written twice. Help is printed by this file, becaus
 prints it with takes longer to import than all the rest.
 """
 
-import ast
 import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
-from functools import lru_cache
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
-from types import NoneType, UnionType
+from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -26,6 +24,7 @@ from typing import (
 )
 
 from softvq.errors import UserError
+from softvq.fields import default_of, field_help, plain, shown
 from softvq.options import Value
 
 if TYPE_CHECKING:
@@ -59,35 +58,6 @@ def load(where: str) -> Callable[..., Any]:
     return getattr(import_module(module), function)
 
 
-# ---- what a dataclass says of its fields ----
-
-
-@lru_cache
-def field_help(options: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, its bases' too, as one line of text."""
-    found: dict[str, str] = {}
-    for cls in reversed(options.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for at, after in zip(body.body, body.body[1:], strict=False):
-            match at, after:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(said))),
-                ):
-                    found[name] = " ".join(said.split())
-    return found
-
-
-def plain(hint: Any) -> Any:
-    """A type without ``Annotated`` and ``None``."""
-    if get_origin(hint) is Annotated:
-        return plain(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return plain(next(part for part in get_args(hint) if part is not NoneType))
-    return hint
-
-
 def value_of(hint: Any) -> Value | None:
     """The ``Value`` that a type is annotated with, in ``Annotated[..] | None`` too."""
     if get_origin(hint) in (Union, UnionType):
@@ -105,21 +75,6 @@ def form(hint: Any) -> str:
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     return NAMES.get(kind, "")
-
-
-def default_of(field: Field[Any]) -> Any:
-    """A field's default; MISSING if it must be given."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def shown(value: Any) -> str:
-    """A default as it is written on a command line or in a recipe."""
-    match value:
-        case bool() | None:
-            return {True: "true", False: "false", None: "null"}[value]
-        case tuple() | list():
-            return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---- the command line ----
@@ -201,14 +156,14 @@ class CommandLine:
             description, examples = about(command.options.__doc__)
             arguments, required, free = _options(command.options)
             words = [name, *(written for written, _ in [*arguments, *required]), "[OPTIONS]"]
-            parts = [_table("arguments", arguments), _table("options", [*required, *free])]
+            parts = [table("arguments", arguments), table("options", [*required, *free])]
             if command.more:
                 parts.append(load(command.more)())
         else:
             description, examples = about(self.groups[name])
             words = [name, "COMMAND ..."]
             below = [(word, self.line(f"{name} {word}".strip())) for word in self.below(name)]
-            parts = [_table("commands", below), "" if name else _table("options", FLAGS)]
+            parts = [table("commands", below), "" if name else table("options", FLAGS)]
         usage = " ".join(["usage: softvq", *filter(None, words)])
         example = "example:\n" + "\n".join(f"  {line}" for line in examples)
         return "\n\n".join(filter(None, [usage, description, *parts, example]))
@@ -297,7 +252,7 @@ def _options(options: type) -> tuple[list[tuple[str, str]], ...]:
     return arguments, required, free
 
 
-def _table(title: str, rows: list[tuple[str, str]]) -> str:
+def table(title: str, rows: list[tuple[str, str]]) -> str:
     """Two columns under a title; nothing if there are no rows."""
     lines = [f"{title}:"] if rows else []
     for left, right in rows:

@@ -1,17 +1,20 @@
 """Recipes: the whole configuration of a run, typed, from YAML and command-line overrides."""
 
+import itertools
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from softvq.errors import UserError, check_ranges
+from softvq.fields import field_help, shown
 from softvq.generator.families import GENERATORS
 from softvq.generator.objective import HiddenAlignmentConfig
 from softvq.generator.process import TIME_LAWS
@@ -24,20 +27,19 @@ from softvq.tokenizer.objective import ObjectiveConfig
 
 @dataclass
 class DataConfig:
-    """Where photos come from and how they become training crops.
-
-    source: a folder (class = first-level subfolder) or ``builtin``.
-    margin: photos are stored at this many times the training size, room for random crops whose
-        side is 1/margin .. 1 of the stored side; 1 means no crops.
-    flip: mirror half of the crops.  fit: crop | stretch, how another aspect ratio is met.
-    workers: processes that load photos beside the training process; 0 for none.
-    """
+    """Where photos come from and how they become training crops."""
 
     source: str = "builtin"
+    """A folder of photos (a class is a first-level subfolder), or builtin."""
     margin: float = 1.25
+    """Photos are stored at this many times the training size, room for random crops whose side is
+    1/margin to 1 of the stored side; 1 for no crops."""
     flip: bool = True
-    fit: str = "crop"
+    """Mirror half of the crops."""
+    fit: Literal["crop", "stretch"] = "crop"
+    """How photos of another aspect ratio are met."""
     workers: int = 0
+    """Processes that load photos beside the training process."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data", margin=(1, 16), workers=(0, 256))
@@ -45,36 +47,45 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    """How long and how to optimise. Every duration is counted in images seen.
-
-    optimizer: adamw, or muon: Muon on the matrices inside transformer blocks, AdamW on the rest.
-    lr, muon_lr: peak rates of AdamW and Muon.  schedule: cosine | linear, down to ``final_lr`` of
-    the peak after ``warmup`` images of linear rise.  layer_decay: the rates fall by this factor
-    with every block that lies deeper in its stack; below 1 for fine-tuning.
-    images: of the whole run. A larger number in the same folder goes on with the run, at the rate
-    that a run of the new length would have there; all else of the recipe must be the same.
-    ema_halflife: halflife of the weight average that is saved.  precision: auto | bf16 | fp32; auto
-    is bf16 where the hardware multiplies it natively.
-    """
+    """How long and how to optimise. Every duration is counted in images seen."""
 
     images: int = 100_000
+    """Images that the whole run sees. A larger number in the same folder goes on with the run, at
+    the rate that a run of the new length would have there; all else must be the same."""
     batch: int = 64
-    optimizer: str = "muon"
+    """Images in each step."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
     lr: float = 2e-3
+    """Peak learning rate of AdamW."""
     muon_lr: float = 0.02
+    """Peak learning rate of Muon."""
     layer_decay: float = 1.0
+    """Factor by which rates fall with every block that lies deeper; below 1 for fine-tuning."""
     weight_decay: float = 0.0
-    schedule: str = "linear"
+    """Share of the weights, times the rate, that each step takes off."""
+    schedule: Literal["cosine", "linear"] = "linear"
+    """How rates fall to final_lr after the warmup."""
     warmup: int = 1_000
+    """Images over which rates rise from 0 to their peak."""
     final_lr: float = 0.0
+    """Rates at the end, as a share of their peak."""
     clip: float = 1.0
+    """Largest norm of a step's gradients; larger ones are scaled down."""
     ema_halflife: int = 2_000
-    precision: str = "auto"
+    """Images after which a weight counts half in the average that is saved."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of matrix products; auto is bf16 where the hardware multiplies it natively."""
     compile: bool = False
+    """Have torch compile the network."""
     seed: int = 0
+    """Seed of everything that is drawn at random."""
     log_every: int = 1_000
+    """Images between two lines of metrics."""
     evaluate_every: int = 20_000
+    """Images between two evaluations on held-out photos."""
     checkpoint_every: int = 10_000
+    """Images between two checkpoints."""
 
     def __post_init__(self) -> None:
         ever = 10**12
@@ -84,27 +95,11 @@ class TrainConfig:
             clip=(1e-6, 1e6), ema_halflife=(0, ever), seed=(0, 2**32 - 1), log_every=(1, ever),
             evaluate_every=(1, ever), checkpoint_every=(1, ever),
         )  # fmt: skip
-        for name, known in (
-            ("optimizer", ("adamw", "muon")),
-            ("schedule", ("cosine", "linear")),
-            ("precision", ("auto", "bf16", "fp32")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"train.{name} '{getattr(self, name)}' is none of {', '.join(known)}"
-                )
 
 
 @dataclass
 class TokenizerRecipe:
-    """``softvq train tokenizer``.
-
-    init: a directory whose weights training starts from.  encoder_init: DINOv2's weights, a local
-        file or directory, that the encoder alone starts from.
-    trainable: all | decoder. With decoder, tokens stay what they are, and generators of them valid.
-    lora_rank: train adapters of this rank in the blocks of the vit and nothing else (Hu et al.
-        2021); they are merged into the saved weights. 0 trains the weights themselves.
-    """
+    """``softvq train tokenizer``."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -113,13 +108,16 @@ class TokenizerRecipe:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str | None = None
+    """Directory of a tokenizer whose weights training starts from, or shipped."""
     encoder_init: str | None = None
-    trainable: str = "all"
+    """File or directory of DINOv2's weights that the encoder alone starts from."""
+    trainable: Literal["all", "decoder"] = "all"
+    """With decoder, tokens stay what they are, and generators of them valid."""
     lora_rank: int = 0
+    """Train adapters of this rank in the blocks of the vit and nothing else (Hu et al. 2021),
+    merged into the saved weights; 0 trains the weights themselves."""
 
     def __post_init__(self) -> None:
-        if self.trainable not in ("all", "decoder"):
-            raise UserError(f"trainable '{self.trainable}' is none of all, decoder")
         check_ranges(self, "", lora_rank=(0, 4096))
 
 
@@ -140,7 +138,9 @@ def shape_of(config: type) -> type[Shape]:
         for f in chosen
     ]
     name = config.__name__.removesuffix("Config") + "Shape"
-    return make_dataclass(name, specs, bases=(Shape,))
+    shape = make_dataclass(name, specs, bases=(Shape,))
+    shape.described_by = config  # type: ignore[attr-defined]  # see field_help
+    return shape
 
 
 SHAPES = {name: shape_of(family.config) for name, family in GENERATORS.items()}
@@ -148,21 +148,17 @@ SHAPES = {name: shape_of(family.config) for name, family in GENERATORS.items()}
 
 @dataclass
 class GeneratorRecipe:
-    """``softvq train generator``. The tokenizer fixes tokens and channels, the data the classes.
-
-    family: sit | dit | mar. It decides which fields ``model`` has: those of SiTConfig, DiTConfig
-        (both with those of TransformerConfig) or MARConfig.
-    tokenizer: directory of a trained tokenizer, or ``shipped``.
-    views: how many crops of each photo are encoded once and kept: the first is the whole photo,
-        the second its mirror image, further ones are random crops, mirrored at random.
-    time: uniform | lognormal, how training times are drawn; null for what is usual in the family.
-    alignment: of a transformer's states with a vision model's features (REPA).
-    """
+    """``softvq train generator``. The tokenizer fixes tokens and channels, the data the classes."""
 
     family: str = "sit"
+    """Which generator: sit, dit or mar. It decides which keys model has."""
     tokenizer: str = "shipped"
+    """Directory of a trained tokenizer, or shipped."""
     views: int = 2
+    """Crops of each photo that are encoded once and kept: the whole photo, its mirror image, and
+    then random crops, mirrored at random."""
     time: str | None = None
+    """How training times are drawn, uniform or lognormal; by default as is usual in the family."""
     data: DataConfig = field(default_factory=DataConfig)
     model: Shape = field(default_factory=Shape)
     alignment: HiddenAlignmentConfig = field(default_factory=HiddenAlignmentConfig)
@@ -193,9 +189,13 @@ class ProbeRecipe:
     """``softvq train probe``: the classifier whose features Frechet distances are measured on."""
 
     height: int = 64
+    """Height of the photos that it sees, in pixels."""
     width: int = 64
+    """Width of the photos that it sees, in pixels."""
     channels: int = 32
+    """Channels of its first stage."""
     label_smoothing: float = 0.1
+    """Share of each target that is spread over all classes."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -317,8 +317,13 @@ def _override(text: str) -> DictConfig:
 
 def _short(error: Exception) -> str:
     """The first line of an error: OmegaConf's go on with where in its own structures it was."""
-    text = getattr(error, "msg", None) or str(error)
-    return " ".join(str(text).split()) if isinstance(error, YAMLError) else text.splitlines()[0]
+    text = str(getattr(error, "msg", None) or error)
+    if isinstance(error, YAMLError):
+        return " ".join(text.split())
+    text, key = text.splitlines()[0], getattr(error, "full_key", None)
+    if choice := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
+        return f"{key} '{choice[1]}' is none of {choice[2].replace(chr(39), '')}"
+    return f"{key}: {text}" if key else text
 
 
 def leaves(config: Any, prefix: str = "") -> list[str]:
@@ -336,3 +341,28 @@ def leaves(config: Any, prefix: str = "") -> list[str]:
 def recipe_yaml(recipe: TokenizerRecipe | GeneratorRecipe | ProbeRecipe) -> str:
     """The whole recipe as YAML, every default written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def about_recipe(name: str) -> str:
+    """The comment that a shipped recipe begins with, as one line."""
+    lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.lstrip("# ").strip() for line in comment)
+
+
+def recipe_keys(name: str) -> dict[str, list[tuple[str, str, str]]]:
+    """The keys of a shipped recipe by section, "" first: key, value, and what it is."""
+    recipe = load_recipe(KINDS[str(recipe_kind(recipe_layers(name)))], name)
+    sections: dict[str, list[tuple[str, str, str]]] = {"": []}
+
+    def walk(part: Any, prefix: str) -> None:
+        said = field_help(type(part))
+        for key, value in vars(part).items():
+            if is_dataclass(value):
+                walk(value, f"{key}.")
+            else:
+                row = (prefix + key, shown(value), said.get(key, ""))
+                sections.setdefault(prefix.rstrip("."), []).append(row)
+
+    walk(recipe, "")
+    return sections

@@ -14,7 +14,7 @@ from PIL import Image
 
 from softvq import cli, images
 from softvq.data import find_photos
-from softvq.parser import field_help
+from softvq.fields import field_help
 from softvq.probe import Probe, ProbeConfig
 
 COMMANDS = list(cli.COMMANDS)

@@ -1,0 +1,67 @@
+"""What a dataclass says of its fields: help, plain types, defaults; for options and recipes."""
+
+import ast
+import inspect
+import re
+import textwrap
+from dataclasses import MISSING, Field, fields
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+
+@lru_cache
+def field_help(cls: type) -> dict[str, str]:
+    """What the fields of a dataclass and its bases are: the docstring under each, as one line.
+
+    For a field that has none: what the class's docstring has after "name: " or "name, other: ".
+    """
+    found: dict[str, str] = {}
+    for base in reversed(getattr(cls, "described_by", cls).__mro__[:-1]):
+        found |= _in_docstring(base)
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for at, after in zip(body.body, body.body[1:], strict=False):
+            match at, after:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(said))),
+                ):
+                    found[name] = " ".join(said.split())
+    return found
+
+
+def _in_docstring(cls: type) -> dict[str, str]:
+    names = "|".join(field.name for field in fields(cls))
+    start = re.compile(rf"(?:^|  )((?:{names})(?:, (?:{names}))*):\s+", re.MULTILINE)
+    text = inspect.cleandoc(cls.__doc__ or "")
+    starts = [*start.finditer(text)] if names else []
+    found = {}
+    for at, after in zip(starts, [*starts[1:], None], strict=True):
+        said = text[at.end() : after.start() if after else None].split("\n\n")[0]
+        found |= dict.fromkeys(at[1].split(", "), " ".join(said.replace("``", "").split()))
+    return found
+
+
+def plain(hint: Any) -> Any:
+    """A type without ``Annotated`` and ``None``."""
+    if get_origin(hint) is Annotated:
+        return plain(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return plain(next(part for part in get_args(hint) if part is not NoneType))
+    return hint
+
+
+def default_of(field: Field[Any]) -> Any:
+    """A field's default; MISSING if it must be given."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def shown(value: Any) -> str:
+    """A default as it is written on a command line or in a recipe."""
+    match value:
+        case bool() | None:
+            return {True: "true", False: "false", None: "null"}[value]
+        case tuple() | list():
+            return ",".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
