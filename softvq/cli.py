@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from softvq import __version__, options
 from softvq.errors import SoftVQWarning, UserError
+from softvq.fields import table
 from softvq.parser import Command, CommandLine, load
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ GROUPS = {
 }
 COMMANDS = {
     "demo": Command(options.Demo, "softvq.cli:demo"),
-    "train tokenizer": Command(options.TrainTokenizer, "softvq.cli:train_tokenizer"),
-    "train generator": Command(options.TrainGenerator, "softvq.cli:train_generator"),
-    "train probe": Command(options.TrainProbe, "softvq.cli:train_probe"),
+    "train tokenizer": Command(
+        options.TrainTokenizer, "softvq.cli:train_tokenizer", "softvq.recipe:tokenizer_keys"
+    ),
+    "train generator": Command(
+        options.TrainGenerator, "softvq.cli:train_generator", "softvq.recipe:generator_keys"
+    ),
+    "train probe": Command(
+        options.TrainProbe, "softvq.cli:train_probe", "softvq.recipe:probe_keys"
+    ),
     "encode": Command(options.Encode, "softvq.cli:encode"),
     "decode": Command(options.Decode, "softvq.cli:decode"),
     "reconstruct": Command(options.Reconstruct, "softvq.cli:reconstruct"),
@@ -52,6 +59,9 @@ COMMANDS = {
     "study": Command(options.Study, "softvq.cli:study"),
     "import": Command(options.Import, "softvq.cli:import_model"),
     "export": Command(options.Export, "softvq.cli:export_model"),
+    "info": Command(options.Info, "softvq.cli:info"),
+    "recipes": Command(options.Recipes, "softvq.cli:recipes"),
+    "classes": Command(options.Classes, "softvq.cli:classes"),
     "completion": Command(options.Completion, "softvq.cli:completion"),
 }
 
@@ -373,6 +383,38 @@ def export_model(asked: options.Export) -> Outcome:
     return Outcome(
         f"{export_model(asked.source, Path(asked.target), asked.format)} in {asked.target}"
     )
+
+
+def info(asked: options.Info) -> Outcome:
+    from softvq.models import describe
+
+    found = describe(asked.directory)
+    return Outcome(str(found), asdict(found))
+
+
+def recipes(asked: options.Recipes) -> Outcome:
+    from softvq import recipe as room
+
+    if asked.recipe:
+        found = room.open_recipe(asked.recipe)
+        return Outcome(room.recipe_yaml(found).rstrip(), asdict(found))
+    names = room.shipped_recipes()
+    rows = [(name, f"{room.kind_of(name)}: {room.about_recipe(name)}") for name in names]
+    return Outcome(table("recipes", rows), {"recipes": dict(rows)})
+
+
+def classes(asked: options.Classes) -> Outcome:
+    from softvq.data import find_photos
+    from softvq.models import describe
+
+    try:
+        names = list(describe(asked.source).classes)
+    except UserError:
+        photos = find_photos(asked.source, "all")
+        names = photos.classes
+        print(photos.summary(), file=sys.stderr)
+    rows = [f"{i:>4}  {name}" for i, name in enumerate(names)]
+    return Outcome("\n".join(rows) or "no classes", {"classes": names})
 
 
 def completion(asked: options.Completion) -> Outcome:

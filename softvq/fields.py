@@ -7,7 +7,10 @@ import textwrap
 from dataclasses import MISSING, Field, fields
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+WIDTH = 96
+COLUMN = 26  # where the explanations begin
 
 
 @lru_cache
@@ -37,7 +40,7 @@ def _in_docstring(cls: type) -> dict[str, str]:
     text = inspect.cleandoc(cls.__doc__ or "")
     starts = [*start.finditer(text)] if names else []
     found = {}
-    for at, after in zip(starts, [*starts[1:], None], strict=True):
+    for at, after in zip(starts, [*starts[1:], None], strict=False):
         said = text[at.end() : after.start() if after else None].split("\n\n")[0]
         found |= dict.fromkeys(at[1].split(", "), " ".join(said.replace("``", "").split()))
     return found
@@ -50,6 +53,12 @@ def plain(hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
         return plain(next(part for part in get_args(hint) if part is not NoneType))
     return hint
+
+
+def choices(hint: Any) -> str:
+    """The choices of a ``Literal``, with commas; "" for any other type."""
+    kind = plain(hint)
+    return ",".join(map(str, get_args(kind))) if get_origin(kind) is Literal else ""
 
 
 def default_of(field: Field[Any]) -> Any:
@@ -65,3 +74,17 @@ def shown(value: Any) -> str:
         case tuple() | list():
             return ",".join(map(shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> str:
+    """Two columns under a title; nothing if there are no rows."""
+    lines = [f"{title}:"] if rows else []
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, WIDTH - COLUMN, break_long_words=False)
+        if len(left) + 4 > COLUMN:
+            lines.append(f"  {left}")
+        else:
+            lines.append(f"  {left}".ljust(COLUMN) + "".join(wrapped[:1]))
+            wrapped = wrapped[1:]
+        lines += [" " * COLUMN + line for line in wrapped]
+    return "\n".join(line.rstrip() for line in lines)

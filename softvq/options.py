@@ -575,6 +575,47 @@ class Export:
 
 
 @dataclass(kw_only=True)
+class Info:
+    """Say what lies in a directory: a model, a training run, tokens or a study.
+
+    softvq info shipped
+    """
+
+    directory: Folder = field(kw_only=False)
+    """Directory of a model, of a run, of tokens or of a study, or 'shipped'."""
+    json: bool = False
+    """Print it as one line of JSON."""
+
+
+@dataclass(kw_only=True)
+class Recipes:
+    """List the recipes that come with softvq, or show one with all its values.
+
+    softvq recipes
+    softvq recipes small > mine.yaml
+    """
+
+    recipe: Annotated[str | None, Value("RECIPE", text)] = field(kw_only=False, default=None)
+    """Name of a shipped recipe, or a YAML file: print it with every default written out."""
+    json: bool = False
+    """Print it as one line of JSON."""
+
+
+@dataclass(kw_only=True)
+class Classes:
+    """List the classes that a model draws, or those of a folder of photos.
+
+    softvq classes shipped
+    softvq classes photos
+    """
+
+    source: Annotated[str, Value("MODEL|DATA", text)] = field(kw_only=False)
+    """Directory of a model or of tokens, 'shipped', a folder of photos, or 'builtin'."""
+    json: bool = False
+    """Print it as one line of JSON."""
+
+
+@dataclass(kw_only=True)
 class Completion:
     """Print what makes a shell complete the commands and options of softvq.
 

@@ -7,7 +7,6 @@ prints it with takes longer to import than all the rest.
 
 import inspect
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
@@ -16,7 +15,6 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    Literal,
     Union,
     get_args,
     get_origin,
@@ -24,14 +22,12 @@ from typing import (
 )
 
 from softvq.errors import UserError
-from softvq.fields import default_of, field_help, plain, shown
+from softvq.fields import choices, default_of, field_help, plain, shown, table
 from softvq.options import Value
 
 if TYPE_CHECKING:
     from cyclopts import App
 
-WIDTH = 96
-COLUMN = 26  # where the explanations begin
 FLAGS = [
     ("--help, -h", "Show this, or the help of a command."),
     ("--version", "Show the version."),
@@ -71,10 +67,8 @@ def form(hint: Any) -> str:
     """How a value of this type is written: its choices, or a name for it; "" for a flag."""
     if value := value_of(hint):
         return value.name
-    kind = plain(hint)
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
-    return NAMES.get(kind, "")
+    known = choices(hint)
+    return f"{{{known}}}" if known else NAMES.get(plain(hint), "")
 
 
 # ---- the command line ----
@@ -240,6 +234,8 @@ def _options(options: type) -> tuple[list[tuple[str, str]], ...]:
     for field in sorted(fields(options), key=lambda field: depth[field.name]):
         default, shape = default_of(field), form(hints[field.name])
         flag = f"--{field.name.replace('_', '-')} {shape}".strip() if field.kw_only else shape
+        if not field.kw_only and default is not MISSING:
+            flag = f"[{shape}{' ..' if default == () else ''}]"
         text = said[field.name]
         if default is MISSING:
             (required if field.kw_only else arguments).append((flag, text))
@@ -250,16 +246,3 @@ def _options(options: type) -> tuple[list[tuple[str, str]], ...]:
                 text = f"{text.rstrip('.')} (default: {usual})."
             (free if field.kw_only else arguments).append((flag, text))
     return arguments, required, free
-
-
-def table(title: str, rows: list[tuple[str, str]]) -> str:
-    """Two columns under a title; nothing if there are no rows."""
-    lines = [f"{title}:"] if rows else []
-    for left, right in rows:
-        wrapped = textwrap.wrap(right, WIDTH - COLUMN, break_long_words=False) or [""]
-        if len(left) + 4 > COLUMN:
-            lines.append(f"  {left}")
-        else:
-            lines.append(f"  {left}".ljust(COLUMN) + wrapped.pop(0))
-        lines += [" " * COLUMN + line for line in wrapped]
-    return "\n".join(line.rstrip() for line in lines)

@@ -1,20 +1,23 @@
 """Recipes: the whole configuration of a run, typed, from YAML and command-line overrides."""
 
+import contextlib
 import itertools
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from softvq.checks import MOST, check_fields
 from softvq.errors import UserError, check_ranges
-from softvq.fields import field_help, shown
+from softvq.fields import choices, field_help, shown, table
 from softvq.generator.families import GENERATORS
 from softvq.generator.objective import HiddenAlignmentConfig
 from softvq.generator.process import TIME_LAWS
@@ -42,6 +45,7 @@ class DataConfig:
     """Processes that load photos beside the training process."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.")
         check_ranges(self, "data", margin=(1, 16), workers=(0, 256))
 
 
@@ -88,7 +92,8 @@ class TrainConfig:
     """Images between two checkpoints."""
 
     def __post_init__(self) -> None:
-        ever = 10**12
+        ever = MOST
+        check_fields(self, "train.")
         check_ranges(
             self, "train", images=(1, ever), batch=(1, 10**6), lr=(0, 10), muon_lr=(0, 10),
             layer_decay=(1e-3, 1), weight_decay=(0, 100), warmup=(0, ever), final_lr=(0, 1),
@@ -118,6 +123,7 @@ class TokenizerRecipe:
     merged into the saved weights; 0 trains the weights themselves."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ranges(self, "", lora_rank=(0, 4096))
 
 
@@ -200,6 +206,7 @@ class ProbeRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sides = (16, 4096)
         check_ranges(
             self, "", height=sides, width=sides, channels=(8, 4096), label_smoothing=(0, 1)
@@ -343,26 +350,49 @@ def recipe_yaml(recipe: TokenizerRecipe | GeneratorRecipe | ProbeRecipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
+def kind_of(name: str) -> str:
+    """What a recipe trains, of KINDS: as it says, or else the first kind that it can be of."""
+    if said := recipe_kind(recipe_layers(name)):
+        return said
+    for kind, recipe in KINDS.items():
+        with contextlib.suppress(UserError):
+            load_recipe(recipe, name)
+            return kind
+    raise UserError(f"{name}: lacks kind, one of {', '.join(KINDS)}; or has unknown keys")
+
+
+def open_recipe(name: str) -> Any:
+    """A recipe of whatever kind. Raises UserError."""
+    return load_recipe(KINDS[kind_of(name)], name)
+
+
 def about_recipe(name: str) -> str:
-    """The comment that a shipped recipe begins with, as one line."""
+    """The first sentence of the comment that a shipped recipe begins with."""
     lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line.lstrip("# ").strip() for line in comment)
+    return " ".join(line.lstrip("# ") for line in comment).split(". ")[0].rstrip(".") + "."
 
 
-def recipe_keys(name: str) -> dict[str, list[tuple[str, str, str]]]:
-    """The keys of a shipped recipe by section, "" first: key, value, and what it is."""
-    recipe = load_recipe(KINDS[str(recipe_kind(recipe_layers(name)))], name)
-    sections: dict[str, list[tuple[str, str, str]]] = {"": []}
+def recipe_help(name: str) -> str:
+    """Every key of a shipped recipe with its value there and what it is, by section."""
+    rows: dict[str, list[tuple[str, str]]] = {}
 
     def walk(part: Any, prefix: str) -> None:
-        said = field_help(type(part))
+        said, hints = field_help(type(part)), get_type_hints(type(part))
         for key, value in vars(part).items():
             if is_dataclass(value):
                 walk(value, f"{key}.")
             else:
-                row = (prefix + key, shown(value), said.get(key, ""))
-                sections.setdefault(prefix.rstrip("."), []).append(row)
+                known = choices(hints[key])
+                text = f"{said.get(key, '')} {f'One of {known}.' if known else ''}".strip()
+                row = (f"{prefix}{key}={shown(value)}", text)
+                rows.setdefault(prefix.rstrip("."), []).append(row)
 
-    walk(recipe, "")
-    return sections
+    walk(open_recipe(name), "")
+    title = f"keys of the recipe '{name}' and their values there"
+    return "\n\n".join(table(section or title, some) for section, some in rows.items())
+
+
+tokenizer_keys = partial(recipe_help, "small")
+generator_keys = partial(recipe_help, "small-generator")
+probe_keys = partial(recipe_help, "probe")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.errors import UserError, check_ranges
+from softvq.checks import check_fields
+from softvq.errors import check_ranges
 from softvq.tokenizer.augment import diff_augment
 from softvq.tokenizer.discriminator import DinoDiscriminator, FrozenViT, PatchGAN, held
 
@@ -33,19 +35,17 @@ class AdversaryConfig:
     adaptive: bool = False
     start: int = 0
     lr: float = 1e-4
-    discriminator: str = "patchgan"
+    discriminator: Literal["patchgan", "dino"] = "patchgan"
     width: int = 64
     depth: int = 3
     dino: str | None = None
-    loss: str = "hinge"
+    loss: Literal["hinge", "non_saturating", "vanilla"] = "hinge"
     augment: float = 0.5
     consistency: float = 0.0
     lecam: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("discriminator", DISCRIMINATORS), ("loss", LOSSES)):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"adversary.{name} '{value}' is none of {', '.join(known)}")
+        check_fields(self, "adversary.")
         check_ranges(
             self, "adversary", weight=(0, 1e6), start=(0, 10**12), lr=(0, 10), width=(1, 4096),
             depth=(1, 8), augment=(0, 1), consistency=(0, 1e6), lecam=(0, 1e6),

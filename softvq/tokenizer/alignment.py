@@ -7,13 +7,13 @@ with the tokenizer and left behind when it is saved; the teacher is neither trai
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.errors import UserError
+from softvq.checks import check_fields
 
 
 @dataclass
@@ -31,13 +31,12 @@ class AlignmentConfig:
     weight: float = 0.0
     teacher: str | None = None
     download: bool = False
-    scheme: str = "repeat"
+    scheme: Literal["repeat", "global", "pool", "cross-attention"] = "repeat"
     hidden: int = 1024
     cache: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheme not in HEADS:
-            raise UserError(f"alignment.scheme '{self.scheme}' is none of {', '.join(HEADS)}")
+        check_fields(self, "alignment.", above_0=("hidden",), not_below_0=("weight",))
 
 
 class Teacher(nn.Module):
