@@ -82,7 +82,7 @@ def load_mask(path: str | Path, max_pixels: int = 100_000_000) -> np.ndarray:
         image = _upright(image)
         if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
             return np.asarray(image).astype(bool)
-        return np.asarray(_to_rgb(image)).any(axis=2)
+        return np.asarray(np.asarray(_to_rgb(image)).any(axis=2))
 
 
 @contextlib.contextmanager
