@@ -32,6 +32,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return out.to(v.dtype)
 
 
+def unit(features: Tensor) -> Tensor:
+    """[B, C, H, W] scaled to length 1 over channels, at least in float32."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, [B, N, D] -> [B, N, D].
 

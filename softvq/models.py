@@ -21,7 +21,7 @@ from softvq.interop.dinov2 import initialise_encoder
 from softvq.interop.hub import local_directory
 from softvq.io import load_model, make_config, read_config, tensor_shapes
 from softvq.probe import Probe, ProbeConfig
-from softvq.tokenizer.alignment import Teacher
+from softvq.tokenizer.alignment import EYES, EyeTeacher, Teacher
 from softvq.tokenizer.config import TokenizerConfig
 from softvq.tokenizer.model import Tokenizer
 
@@ -219,7 +219,9 @@ def open_probe(name: str | Path) -> Probe:
 
 
 def open_teacher(name: str | Path, download: bool = False) -> Teacher:
-    """A vision transformer as transformers saves it: DINOv2, CLIP, SigLIP, MAE.. UserError."""
+    """The eye (EYES), or a vision transformer as transformers saves it: DINOv2, CLIP.. UserError."""
+    if name in EYES:
+        return EyeTeacher(EYES[str(name)])
     return teacher.open_teacher(name, download)
 
 

@@ -6,15 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch.nn import functional as F
 
 import softvq
 from softvq.errors import UserError
+from softvq.evaluate.features import eye_features, load_network
 from softvq.eye import CHANNELS, STRIDE, Eye, SameConv
-from softvq.models import model_folder
+from softvq.models import model_folder, open_teacher
+from softvq.tokenizer.objective import Objective, ObjectiveConfig
+from softvq.tokenizer.perceptual import TYPICAL, EyeDistance
 
 HERE = Path(__file__).parent / "golden" / "eye.safetensors"  # one image of 160 px, three outputs
 BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "eye"
@@ -159,3 +164,86 @@ def test_published_classifier_on_our_features_gives_the_published_logits(eye):
             logits = features @ state["_fc.weight"].T + state["_fc.bias"]
             tolerance = {"rtol": 0, "atol": tolerances[f"{size}.logits"]["tol_abs"]}
             torch.testing.assert_close(logits, golden.get_tensor(f"out.{size}.logits"), **tolerance)
+
+
+@pytest.fixture(scope="module")
+def distance(eye) -> EyeDistance:
+    return EyeDistance(eye)
+
+
+def test_perceptual_distance_is_its_formula(eye, distance):
+    a, b = pictures(3, 64, 64), pictures(3, 64, 64).flip(-1)
+    expected = torch.zeros(3)
+    for name, typical in TYPICAL.items():
+        u, v = (F.normalize(eye.stages(x)[name], dim=1) for x in (a, b))
+        cosine = (u * v).sum(1).mean((1, 2))
+        expected += (2 - 2 * cosine) / typical / len(TYPICAL)
+    torch.testing.assert_close(distance(a, b), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(distance(a, b)[1:2], distance(a[1:2], b[1:2]), rtol=1e-4, atol=0)
+    assert torch.equal(distance(a, a), torch.zeros(3))
+
+
+def test_perceptual_distance_grows_with_damage_and_descends(distance):
+    a = pictures(2, 64, 64)
+    blurred = [F.interpolate(F.avg_pool2d(a, k), scale_factor=k, mode="bilinear") for k in (2, 8)]
+    assert (distance(a, blurred[0]) < distance(a, blurred[1])).all()
+    for start in (blurred[1], torch.full_like(a, -1.0), a.clone()):
+        x = start.requires_grad_()
+        (gradient,) = torch.autograd.grad(distance(x, a).sum(), x)
+        assert torch.isfinite(gradient).all()
+    x = blurred[1].detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(distance(x, a).sum(), x)
+    with torch.no_grad():
+        assert (distance(x - 1e-2 * gradient / gradient.abs().max(), a) < distance(x, a)).all()
+
+
+def test_perceptual_distance_stays_float32_under_autocast(distance):
+    a = pictures(2, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = distance(a, a.flip(-1))
+    assert torch.equal(inside, distance(a, a.flip(-1)))
+
+
+def test_the_objective_has_the_term_only_when_asked(distance):
+    a, b = pictures(2, 64, 64), pictures(2, 64, 64).flip(-1)
+    assert Objective(ObjectiveConfig(perceptual=0)).eye is None
+    terms = Objective(ObjectiveConfig(l2=0, perceptual=0, eye=0.5))(a, b, 0)
+    assert list(terms) == ["eye"]
+    torch.testing.assert_close(terms["eye"], 0.5 * distance(b, a).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "side"), [("eye", "block10", 14), ("eye-7x7", "block15", 7)]
+)
+def test_the_eye_teaches(eye, name, stage, side):
+    teacher = open_teacher(name)
+    images = pictures(2, 224, 224)
+    assert (teacher.patches, teacher.width) == (side * side, CHANNELS[stage])
+    expected = eye.stages(images)[stage]
+    found = teacher(images)
+    for row, column in ((0, 1), (side - 1, 2)):  # row by row
+        torch.testing.assert_close(
+            found[:, row * side + column], expected[:, :, row, column], rtol=1e-4, atol=1e-3
+        )
+    assert teacher(pictures(1, 64, 64)).shape == (1, side * side, CHANNELS[stage])
+    assert teacher.kind() != open_teacher({"eye": "eye-7x7"}.get(name, "eye")).kind()
+
+
+def test_features_of_distances(eye):
+    """Resized by Pillow to 224, whatever the batch; the judge's are mean and maximum of the map."""
+    levels = ((pictures(5, 48, 64) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+    network = load_network("eye")
+    pool = network.compute(levels)["pool"]
+    fitted = np.stack(
+        [
+            np.asarray(Image.fromarray(x).resize((224, 224), Image.Resampling.BICUBIC))
+            for x in levels
+        ]
+    )
+    head = eye(torch.from_numpy(fitted).movedim(-1, 1) / 127.5 - 1)
+    torch.testing.assert_close(pool, head.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    apart = torch.cat([network.compute(levels[i : i + 1])["pool"] for i in range(5)])
+    torch.testing.assert_close(apart, pool, rtol=1e-5, atol=1e-5)
+    both = torch.cat([head.mean((2, 3)), head.amax((2, 3))], 1).numpy()
+    np.testing.assert_allclose(eye_features(eye, levels), both, rtol=1e-4, atol=1e-4)
+    assert "224x224" in network.name and network.short == "fd"

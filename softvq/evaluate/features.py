@@ -27,10 +27,12 @@ from softvq.evaluate.distances import (
 )
 from softvq.evaluate.inception import PREPROCESSING, Inception
 from softvq.evaluate.statistics import Statistics
+from softvq.eye import Eye
 from softvq.models import model_folder, open_probe, open_teacher, part, recognise
 from softvq.probe import Probe
 
 BATCH = 64
+EYE_SIZE = 224  # pixels of height and width at which the eye looks: those of its training
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,44 @@ def probe_network(probe: Probe, name: str = "probe") -> FeatureNetwork:
     return FeatureNetwork(f"{name}, {size[0]}x{size[1]}", "fd", compute)
 
 
+def resized(pictures: np.ndarray, size: int) -> Tensor:
+    """Pictures uint8 [B, H, W, 3] -> images [B, 3, size, size], whatever their proportions.
+
+    By Pillow (bicubic, antialiased), as every evaluation resizes.
+    """
+    fitted = [images.fit(Image.fromarray(p), (size, size), "stretch") for p in pictures]
+    return images.to_tensor(np.stack([np.asarray(p) for p in fitted]))
+
+
+def eye_network(device: str = "cpu") -> FeatureNetwork:
+    """The eye in the package: mean of its head map, [B, 1280]; pictures of any size."""
+    eye = Eye.shipped().to(device)
+
+    @torch.no_grad()
+    def compute(pictures: np.ndarray) -> dict[str, Tensor]:
+        return {"pool": eye.features(resized(pictures, EYE_SIZE).to(device)).cpu()}
+
+    size = f"{EYE_SIZE}x{EYE_SIZE}"
+    return FeatureNetwork(
+        f"eye (EfficientNet-Lite0), pool 1280, Pillow bicubic to {size}", "fd", compute
+    )
+
+
+@torch.no_grad()
+def eye_features(eye: Eye, pictures: np.ndarray, size: int = EYE_SIZE) -> np.ndarray:
+    """What a judge reads: mean and maximum of the eye's head map, float32 [N, 2560].
+
+    pictures: uint8 [N, H, W, 3], looked at in ``size`` x ``size`` pixels. The mean tells what a
+    picture is like, the maximum what is somewhere in it, as a small defect.
+    """
+    device = next(eye.parameters()).device
+    parts = []
+    for first in range(0, len(pictures), BATCH):
+        head = eye(resized(pictures[first : first + BATCH], size).to(device))
+        parts.append(torch.cat([head.mean((2, 3)), head.amax((2, 3))], dim=1).cpu())
+    return torch.cat(parts).numpy()
+
+
 def inception_network(
     path: str | Path, preprocessing: str = "tf", device: str = "cpu"
 ) -> FeatureNetwork:
@@ -108,8 +148,7 @@ def vision_network(path: str | Path, device: str = "cpu") -> FeatureNetwork:
 
     @torch.no_grad()
     def tokens(pictures: np.ndarray) -> Tensor:
-        resized = [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in pictures]
-        x = images.to_tensor(np.stack([np.asarray(p) for p in resized])).to(device)
+        x = resized(pictures, teacher.size).to(device)
         return teacher.model(((x + 1) / 2 - teacher.mean) / teacher.std).last_hidden_state
 
     has_class = tokens(np.zeros((1, *size, 3), np.uint8)).shape[1] > teacher.patches
@@ -125,10 +164,13 @@ def vision_network(path: str | Path, device: str = "cpu") -> FeatureNetwork:
 
 
 def load_network(name: str, preprocessing: str = "tf", device: str = "cpu") -> FeatureNetwork:
-    """The network a user names: 'shipped', a probe's or transformers model's directory, or a file.
+    """The network a user names: 'eye', 'shipped' (the small probe), a directory, or a file.
 
-    A file holds FID Inception weights. Nothing is downloaded. Raises UserError.
+    A directory is a probe's or a transformers model's; a file holds FID Inception weights. Nothing
+    is downloaded. Raises UserError.
     """
+    if name == "eye":
+        return eye_network(device)
     path = model_folder(name)
     if path.is_file() or path.suffix in (".pth", ".safetensors"):
         return inception_network(path, preprocessing, device)

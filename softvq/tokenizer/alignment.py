@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softvq.checks import check_fields
+from softvq.eye import CHANNELS, STRIDE, Eye
+from softvq.layers import full_precision
 
 
 @dataclass
 class AlignmentConfig:
     """``weight`` of the term; 0 leaves it out and loads nothing.
 
-    teacher: directory of a vision transformer as transformers saves it (DINOv2, DINOv3, CLIP,
-        SigLIP, SigLIP 2 of a fixed size, MAE, ViT), or with ``download`` its name on the hub.
+    teacher: ``eye`` for the network in the package, seen at 224 pixels in 14 x 14 places, or
+        ``eye-7x7`` in 7 x 7, deeper in; or the directory of a vision transformer as transformers
+        saves it (DINOv2, DINOv3, CLIP, SigLIP, SigLIP 2 of a fixed size, MAE, ViT), or with
+        ``download`` its name on the hub.
     scheme: how L latents meet N patches: repeat | global | pool | cross-attention.
     hidden: width of the head.
     cache: compute the features of all photos once and keep them in the run's folder. For whole
@@ -54,24 +58,59 @@ class Teacher(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.size = size
-        self.patches = (size // model.config.patch_size) ** 2
-        self.width = model.config.hidden_size
+        self.patches, self.width = self.shape()
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def shape(self) -> tuple[int, int]:
+        """Patches and width of the features."""
+        return (self.size // self.model.config.patch_size) ** 2, self.model.config.hidden_size
+
+    def kind(self) -> list[Any]:
+        """What decides the features beside the weights."""
+        return [self.size, self.mean.tolist(), self.std.tolist()]
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images as the model wants them: its size, its normalisation."""
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(
                 images, (self.size, self.size), mode="bicubic", antialias=True
             ).clamp(-1, 1)
-        pixels = ((images + 1) / 2 - self.mean) / self.std
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = self.pixels(images)
         options = {}
         if self.model.config.model_type == "vit_mae":  # it sorts the patches by noise
             order = torch.arange(self.patches, device=images.device)
             options["noise"] = order.expand(images.shape[0], -1).float()
         # Class and register tokens, however many there are, stand before the patches.
         return self.model(pixels, **options).last_hidden_state[:, -self.patches :].float()
+
+
+class EyeTeacher(Teacher):
+    """The eye as a teacher: each place of a stage's map at 224 x 224 pixels is a patch."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        half = [0.5, 0.5, 0.5]  # normalised by these, images stay in [-1, 1]
+        super().__init__(Eye.shipped(), 224, half, half)
+
+    def shape(self) -> tuple[int, int]:
+        return (self.size // STRIDE[self.stage]) ** 2, CHANNELS[self.stage]
+
+    def kind(self) -> list[Any]:
+        return [*super().kind(), self.stage]
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        with full_precision(images):
+            found = self.model.stages(self.pixels(images.float()))
+        return found[self.stage].flatten(2).transpose(1, 2)
+
+
+EYES = {"eye": "block10", "eye-7x7": "block15"}
 
 
 class Head(nn.Module):

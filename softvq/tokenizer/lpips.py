@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softvq.io import load_strictly, load_tensors, load_weights
+from softvq.layers import unit
 
 HEADS = Path(__file__).with_name("lpips_heads_v0.1.safetensors")
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # VGG-16: channels, convolutions
@@ -82,9 +83,3 @@ class LPIPS(nn.Module):
         Autocast reaches the convolutions only; gradients flow to whichever image asks for them.
         """
         return self.layers(a, b).sum(0)
-
-
-def unit(features: Tensor) -> Tensor:
-    """[B, C, H, W] scaled to length 1 over channels, at least in float32."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

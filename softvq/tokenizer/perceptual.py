@@ -1,4 +1,4 @@
-"""A perceptual distance that needs no downloaded weights: SSIM at several scales.
+"""Perceptual distances that need no download: SSIM at several scales, and the eye's.
 
 SSIM (Wang et al. 2004) compares local means, contrasts and correlation; MS-SSIM (Wang et al. 2003)
 does so down a pyramid, and Zhao et al. (2017) train with it beside L1 or L2. Here the local
@@ -6,8 +6,11 @@ statistics are box means instead of Gaussian windows: one pooling each.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from softvq.eye import Eye
+from softvq.layers import full_precision, unit
 
 C1 = (0.01 * 2) ** 2  # Wang et al.'s constants for a data range of 2
 C2 = (0.03 * 2) ** 2
@@ -44,3 +47,38 @@ def structural_dissimilarity(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
             break
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return total / used
+
+
+# The mean distance of each stage between 256 px photos and their 26 x 26 thumbnails enlarged again
+# (tools/eye_distances.py): every stage counts the same, and 1 means as far as such a thumbnail.
+TYPICAL = {"block2": 1.0, "block4": 1.0, "block10": 1.0, "block15": 1.0}
+
+
+class EyeDistance(nn.Module):
+    """How different two pictures look to the eye: images [B, 3, H, W] in [-1, 1] twice -> [B].
+
+        mean over stages s of   mean over places |u_s(a) - u_s(b)|^2 / t_s
+
+    with u_s the stage's features, scaled to length 1 over channels as in LPIPS (Zhang et al. 2018),
+    and t_s the typical distance of that stage, so that no stage rules: at 1 two pictures are as far
+    apart as a 256 px photo and its 26 x 26 thumbnail enlarged, which holds as many numbers as 64
+    tokens of 32 channels. 0 for equal images. Images of any one size; it is the eye's view at that
+    size. Frozen, float32 whatever the autocast; gradients flow to images that ask for them.
+    """
+
+    def __init__(self, eye: Eye | None = None):
+        super().__init__()
+        self.eye = Eye.shipped() if eye is None else eye
+
+    def stages(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        """Distances of each stage, [B] each in 0 .. 4, before they are weighted."""
+        with full_precision(a):
+            of_a, of_b = self.eye.stages(a.float()), self.eye.stages(b.float())
+            return {
+                name: (unit(of_a[name]) - unit(of_b[name])).square().sum(1).mean((1, 2))
+                for name in TYPICAL
+            }
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        distances = self.stages(a, b)
+        return torch.stack([distances[name] / TYPICAL[name] for name in TYPICAL]).mean(0)

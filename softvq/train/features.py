@@ -34,7 +34,7 @@ def stored_features(
     features, OSError if the disk is too small.
     """
     weights = hashlib.sha256(save({k: v.cpu() for k, v in teacher.state_dict().items()}))
-    kind = [teacher.size, teacher.mean.tolist(), teacher.std.tolist(), *source]
+    kind = [*teacher.kind(), *source]
     made_by = hashlib.sha256(f"{weights.hexdigest()} {kind}".encode()).hexdigest()
     mark = json.dumps({"fingerprint": made_by}) + "\n"
     index, path = folder / "index.json", folder / "features.npy"
