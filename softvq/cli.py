@@ -31,7 +31,7 @@ GROUPS = {
     """,
     "evaluate": """Measure reconstructions, drawn pictures, or the tokens themselves.
 
-    softvq evaluate reconstruction --data photos --features shipped
+    softvq evaluate reconstruction --data photos --features eye
     """,
 }
 COMMANDS = {

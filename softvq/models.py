@@ -219,7 +219,7 @@ def open_probe(name: str | Path) -> Probe:
 
 
 def open_teacher(name: str | Path, download: bool = False) -> Teacher:
-    """The eye (EYES), or a vision transformer as transformers saves it: DINOv2, CLIP.. UserError."""
+    """The eye (EYES), or a vision transformer of transformers: DINOv2, CLIP.. UserError."""
     if name in EYES:
         return EyeTeacher(EYES[str(name)])
     return teacher.open_teacher(name, download)

@@ -186,9 +186,10 @@ class OfSplit(OfPhotos):
 class OfFeatures:
     """Of a command that can measure distances."""
 
-    features: Folder | None = None
-    """What distances are measured on: 'shipped' or a directory of a trained probe, of a vision
-    model of transformers, or the weight file of the FID Inception network; nothing by default."""
+    features: Folder | None = "eye"
+    """What distances are measured on: 'eye', the network in the package; 'shipped', the small
+    probe in it; a directory of a trained probe or of a vision model of transformers; or the weight
+    file of the FID Inception network."""
     preprocessing: Literal["tf", "pytorch"] = "tf"
     """Inception's resize: TensorFlow's, or that of pytorch-fid."""
 
@@ -393,9 +394,11 @@ class Generate(ToPictures, OfSampling, Long):
 class EvaluateReconstruction(OfSplit, OfTokenizer, OfFeatures, Long):
     """Measure how well held-out photos survive: PSNR, SSIM, LPIPS and distances of features.
 
-    softvq evaluate reconstruction --data photos --features shipped
+    softvq evaluate reconstruction --data photos --features eye
     """
 
+    features: Folder | None = None
+    """What distances are measured on, as for `evaluate generation`; by default none is."""
     lpips: File | None = None
     """File of VGG-16's ImageNet weights, which adds LPIPS."""
     masks: Folder | None = None
@@ -406,7 +409,7 @@ class EvaluateReconstruction(OfSplit, OfTokenizer, OfFeatures, Long):
 class EvaluateGeneration(OfFeatures, OfSampling, Long):
     """Measure drawn pictures against photos: Frechet and kernel distance, precision, recall.
 
-    softvq evaluate generation --data photos --features shipped
+    softvq evaluate generation --data photos
     """
 
     model: Folder = "shipped"
@@ -423,7 +426,6 @@ class EvaluateGeneration(OfFeatures, OfSampling, Long):
 
     def __post_init__(self) -> None:
         one_of(self, "data", "reference", required=True)
-        one_of(self, "features", required=True)
 
 
 @dataclass(kw_only=True)
@@ -438,14 +440,11 @@ class EvaluateLatents(OfPhotos, OfTokenizer, Long):
 class EvaluateStatistics(OfSplit, OfTokenizer, OfFeatures, Long):
     """Save the features' statistics of photos, as a reference for generated pictures.
 
-    softvq evaluate statistics --data photos --features shipped --out reference.npz
+    softvq evaluate statistics --data photos --out reference.npz
     """
 
     out: File
     """The .npz file to write."""
-
-    def __post_init__(self) -> None:
-        one_of(self, "features", required=True)
 
 
 @dataclass(kw_only=True)

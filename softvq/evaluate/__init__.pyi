@@ -6,7 +6,7 @@ from .distances import (
     kernel_distance,
     precision_recall,
 )
-from .features import FeatureNetwork, FeatureSet, load_network
+from .features import FeatureNetwork, FeatureSet, eye_features, load_network
 from .inception import Inception
 from .latents import (
     codebook_use,
@@ -15,7 +15,7 @@ from .latents import (
     linear_probe,
     token_contributions,
 )
-from .pixels import box_masks, lpips, psnr, ssim
+from .pixels import box_masks, eye_distance, lpips, psnr, ssim
 from .statistics import Statistics, open_statistics, save_statistics
 from .trained import (
     evaluate_generation,
@@ -37,6 +37,8 @@ __all__ = [
     "evaluate_generation",
     "evaluate_latents",
     "evaluate_reconstruction",
+    "eye_distance",
+    "eye_features",
     "frechet_distance",
     "generator_cost",
     "inception_score",

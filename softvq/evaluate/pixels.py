@@ -1,9 +1,9 @@
-"""How close two pictures are: PSNR, SSIM, LPIPS, over all of them or inside masks.
+"""How close two pictures are: PSNR, SSIM, LPIPS, the eye; over whole pictures or inside masks.
 
 Every function takes two batches of colour pictures of one shape, numpy or torch, each either
 uint8 in 0..255 or floats in [-1, 1]; channels may come first or last. The ``*_per_image``
 functions return float64 [B]; the short names return the mean of the per-image values, which is
-not the PSNR of the mean error. All arithmetic but LPIPS's is float64 on the scale [0, 1].
+not the PSNR of the mean error. All arithmetic but the networks' is float64 on the scale [0, 1].
 Floats are taken as they are: round to 8 bits first (``images.to_uint8``) to measure what a saved
 file holds. ValueError for other shapes, and for two batches of different shapes.
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softvq.tokenizer.lpips import LPIPS
+from softvq.tokenizer.perceptual import EyeDistance
 
 Pictures = np.ndarray | Tensor
 Masks = np.ndarray | Tensor | None
@@ -152,6 +153,19 @@ def lpips_per_image(a: Pictures, b: Pictures, network: LPIPS, mask: Masks = None
     x, y = ((2 * z - 1).to(weight.device, weight.dtype) for z in (x, y))
     distance = network(x, y).double().cpu()
     return (distance / inside.double().mean(dim=(1, 2)).cpu()).numpy()
+
+
+@torch.no_grad()
+def eye_distance(a: Pictures, b: Pictures, network: EyeDistance | None = None) -> np.ndarray:
+    """How different each pair looks to the eye in the package, [B]; 0 for equal ones.
+
+    1 is about what a 256 px photo differs from its 26 x 26 thumbnail; see :class:`EyeDistance`.
+    Looked at in the size that the pictures have, float32. ``network``: one that is open already.
+    """
+    x, y = _pair(a, b)
+    network = EyeDistance() if network is None else network
+    device = next(network.parameters()).device
+    return network(*((2 * z - 1).float().to(device) for z in (x, y))).double().cpu().numpy()
 
 
 def psnr(a: Pictures, b: Pictures, mask: Masks = None) -> float:
