@@ -25,7 +25,7 @@ class ObjectiveConfig:
         nearly right counts as much as one that is far off.
     perceptual: structural dissimilarity at several scales, which needs no weights.
     eye: perceptual distance by the stages of the eye, the network in the package; 1 is about that
-        of a photo and a thumbnail of it. Sharper pictures, at some cost in PSNR.
+        of a photo and a thumbnail of it (:class:`EyeDistance`).
     lpips: learned perceptual distance on VGG-16, from the local file ``lpips_vgg``; its weight
         rises linearly from 0 over the first ``lpips_warmup`` images.
     masking: in every batch a share of patches, drawn from 0 .. ``masking``, is kept from the
@@ -54,7 +54,7 @@ class ObjectiveConfig:
         check_ranges(
             self, "objective", l1=(0, 1e6), l2=(0, 1e6), log_l2=(0, 1e6), perceptual=(0, 1e6),
             lpips=(0, 1e6), lpips_warmup=(0, 10**12), masking=(0, 0.99), latent_noise=(0, 1e3),
-            whole=(0, 1),
+            whole=(0, 1), eye=(0, 1e6),
         )  # fmt: skip
 
 
