@@ -26,6 +26,7 @@ ROOMS = [
     "interop.",
     "models",
     "coding",
+    "quality",
     "tokens",
     "pipeline",
     "as_diffusers generate npz",

@@ -16,6 +16,7 @@ class Tokens:
     indices: nearest codewords, where there is a codebook: int64 [B, L], or [B, L, N] where each
         token has N of them (``Bottleneck.number`` tells those of different codebooks apart).
     posterior: (mean, logvar), each [B, L, C], where there is one (KL).
+    lengths: how many of the tokens each image keeps, int64 [B], where they differ.
     """
 
     latents: Tensor
@@ -23,6 +24,7 @@ class Tokens:
     stats: dict[str, Tensor] = field(default_factory=dict)
     indices: Tensor | None = None
     posterior: tuple[Tensor, Tensor] | None = None
+    lengths: Tensor | None = None
 
     def sample(self) -> Tensor:
         """A draw from the posterior, [B, L, C]; the latents themselves where there is none."""

@@ -20,7 +20,7 @@ from softvq.layers import sincos_2d
 from softvq.tokenizer.vit import STEMS, Block, prefix_mask, resize_positions
 
 if TYPE_CHECKING:
-    from softvq.tokenizer.model import TokenizerConfig
+    from softvq.tokenizer.config import TokenizerConfig
 
 # Orthonormal opponent colours: brightness, red against blue, green against both.
 COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
