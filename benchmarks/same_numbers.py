@@ -15,12 +15,12 @@ import numpy as np
 
 from softvq.coding import reconstruct_all
 from softvq.data import open_store
+from softvq.evaluate.baselines import coded
 from softvq.evaluate.distances import frechet_distance
 from softvq.evaluate.features import probe_features
 from softvq.evaluate.pixels import psnr, ssim
-from softvq.models import model_folder, open_tokenizer
 from softvq.probe import Probe
-from softvq.study.baselines import coded
+from softvq.models import model_folder, open_tokenizer
 
 
 def main() -> None:

@@ -359,12 +359,12 @@ def cost(asked: options.Cost) -> Outcome:
 
 
 def study(asked: options.Study) -> Outcome | None:
-    from softvq.study.arms import Settings
-    from softvq.study.study import Evidence, run_study
+    from softvq.study.settings import Known, Settings
+    from softvq.study.study import run_study
 
     parts = [
         kind(**{f.name: getattr(asked, f.name) for f in fields(kind)})
-        for kind in (Settings, Evidence)
+        for kind in (Settings, Known)
     ]
     finished = run_study(*parts, Path(asked.out), asked.criteria, asked.lang)
     return Outcome("", {"out": asked.out}) if finished else None

@@ -9,8 +9,8 @@ from killing import finish, start
 from PIL import Image
 
 from softvq.cli import main
-from softvq.study.arms import Settings
-from softvq.study.study import Evidence, run_study
+from softvq.study.settings import Known, Settings
+from softvq.study.study import run_study
 
 SIZE = 32
 
@@ -84,23 +84,38 @@ def test_what_was_planted_is_reported(finished):
 
 def test_results_say_what_was_tried(finished):
     found = results(finished / "out")
-    assert found["settings"]["images"] == [640, 960]
+    assert found["images"] == [640, 960]
     learned = [arm for arm in found["arms"] if arm["learned"]]
     assert [(arm["name"], arm["images_seen"]) for arm in learned] == [("softvq-4x32", 1600)]
     assert [arm["kind"] for arm in found["arms"][1:]] == ["jpeg", "webp", "thumbnail", "pca"]
     assert set(learned[0]["robustness"]) == {"noise", "blur", "jpeg", "dark", "bright"}
     assert found["originals"]["defect_recall"]["value"] > 0.8  # a black disk is found
-    rebuilt = np.load(finished / "out" / "arms" / "softvq-4x32" / "rebuilt.npy")
+    rebuilt = np.load(finished / "out" / learned[0]["pictures"])
     originals = np.load(finished / "out" / "originals.npy")
     error = ((rebuilt / 255.0 - originals / 255.0) ** 2).mean((1, 2, 3))
     psnr = float((-10 * np.log10(error)).mean())
     assert learned[0]["metrics"]["psnr"]["value"] == pytest.approx(psnr, abs=1e-6)
 
 
-def test_the_recommendation_follows_from_the_table(finished):
-    found = results(finished / "out")
-    holds = [a["name"] for a in found["arms"] if a["learned"] and a["verdict"]["holds"]]
-    assert found["recommendation"]["arm"] == (holds[0] if holds else None)
+def test_the_recommendation_follows_from_the_table(finished, tmp_path):
+    """The only arm is recommended if the ends of its own intervals meet the criteria, else none."""
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    (arm,) = (arm for arm in results(out)["arms"] if arm["learned"])
+    psnr = arm["metrics"]["psnr"]
+    assert psnr["low"] < psnr["value"] < psnr["high"]
+    for least, chosen, limit in (
+        (psnr["low"], "softvq-4x32", None),
+        ((psnr["low"] + psnr["value"]) / 2, None, "evidence"),
+        ((psnr["value"] + psnr["high"]) / 2, None, None),
+    ):
+        criteria = tmp_path / "criteria.yaml"
+        criteria.write_text(f"criteria: {{psnr: {{min: {least}}}}}\n")
+        more = ("--drop-leaks", "--criteria", str(criteria))
+        assert command(finished / "photos", finished / "masks", out, *more) == 0
+        found = results(out)["recommendation"]
+        assert (found["arm"], found["limit"]) == (chosen, limit)
+        assert found["failing"] == ({} if chosen else {"psnr": 1})
 
 
 def test_other_criteria_need_no_training(finished, tmp_path):
@@ -128,7 +143,8 @@ def test_a_broken_metric_is_said_before_training(tmp_path, capsys):
     criteria = tmp_path / "criteria.yaml"
     criteria.write_text('metrics: {holes: "command: false {originals} {rebuilt}"}\n')
     assert command(photos, masks, tmp_path / "out", "--criteria", str(criteria)) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 20
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "metric command false: exit status 1" in said
     assert not (tmp_path / "out" / "arms").exists()
 
 
@@ -150,7 +166,7 @@ def run(out):
         bottlenecks=("softvq", "vq"),
         images=640,
     )
-    assert run_study(settings, Evidence(masks=str(out.parent / "masks")), out)
+    assert run_study(settings, Known(masks=str(out.parent / "masks")), out)
 
 
 @pytest.mark.slow
@@ -177,5 +193,5 @@ def test_kill_minus_9_changes_no_result(tmp_path):
     finish(unkilled, whole)
     one, two = results(whole), results(killed)
     for found in (one, two):
-        del found["times"], found["command"]
+        del found["times"], found["speeds"], found["command"]
     assert one == two

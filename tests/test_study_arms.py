@@ -9,10 +9,15 @@ import torch
 from softvq import images
 from softvq.data import open_store
 from softvq.errors import UserError
+from softvq.evaluate.intervals import Figure
 from softvq.models import open_tokenizer
-from softvq.study.arms import MARGIN_DB, Arm, Settings, cost, hopeless, make_arms
-from softvq.study.criteria import Criterion, load_criteria, recommend
-from softvq.study.start import resampled, starting_point
+from softvq.study.clock import Clock
+from softvq.study.judging.criteria import load_criteria, outcome, recommend, verdict
+from softvq.study.records import ArmCost, ArmResult, Criterion, Plan, Stop, read
+from softvq.study.settings import MOST_SEED, Settings
+from softvq.study.trying.arms import MARGIN_DB, Arm, base_recipe, dominating, make_arms
+from softvq.study.trying.rungs import FEWEST, images_per_arm, open_plan
+from softvq.study.trying.start import resampled, starting_point
 from softvq.tokenizer import Tokenizer
 
 
@@ -37,6 +42,20 @@ def test_what_is_held_while_tokens_are_cut():
         ({"hold": "tokens"}, "--hold 'tokens' is none of"),
         ({"bottlenecks": ("soft",)}, "'soft' is none of"),
         ({"tokens": (0, 4)}, "1 or more"),
+        ({"tokens": ()}, "1 or more"),
+        (
+            {"tokens": (8, 1_000_000_000)},
+            "1,000,000,000 tokens of 32 numbers are more",
+        ),
+        ({"channels": 0}, "--channels must be 1 or more"),
+        ({"bottlenecks": ()}, "--bottlenecks is empty; give some of softvq, kl"),
+        ({"size": (64, 128)}, "--size must be a multiple of 8"),
+        ({"size": (8, 8)}, "--size must be a multiple of 8, one number from 16"),
+        ({"fit": "squeeze"}, "--fit 'squeeze' is none of crop, stretch"),
+        ({"budget": float("nan")}, "--budget must be a time above 0"),
+        ({"images": 0}, "--images must be 1 or more"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"seed": MOST_SEED + 1}, "--seed must be from 0"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
@@ -44,53 +63,44 @@ def test_settings_that_cannot_be(changes, message):
         Settings("photos", **changes)
 
 
-def test_a_size_that_cannot_be():
-    with pytest.raises(UserError, match="--size must be a multiple of 8"):
-        Arm("kl", 4, 8, ()).recipe(Settings("photos", (64, 128)), 100, None)
-
-
 def test_bytes_of_tokens():
-    assert Arm("softvq", 16, 32, ()).bytes(1024) == 16 * 32 * 2
-    assert Arm("vq", 16, 32, ()).bytes(1024) == 16 * 10 / 8
-    assert Arm("vq", 16, 32, ()).bytes(1000) == 16 * 10 / 8
+    assert base_recipe().model.codebook_size == 1024
+    assert Arm("softvq", 16, 32, ()).bytes == 16 * 32 * 2
+    assert Arm("vq", 16, 32, ()).bytes == 16 * 10 / 8
 
 
-def test_the_hopeless_stop():
+def test_what_another_dominates_stops():
     cheap, dear, wide = (Arm("softvq", *shape, ()) for shape in ((8, 32), (16, 32), (8, 64)))
     base = np.random.default_rng(0).normal(30, 2, 40)
     groups = [str(i) for i in range(40)]
     noise = np.random.default_rng(1).normal(0, 0.2, 40)
     quality = {cheap.name: base + 1, dear.name: base + noise, wide.name: base + 3}
 
-    stopped = hopeless(dear, [cheap, dear, wide], quality, groups)
+    stopped = dominating(dear, [cheap, dear, wide], quality, groups)
     assert stopped is not None and stopped[0] == wide and stopped[1] == pytest.approx(3, abs=0.1)
     # The wide one is better, but has more numbers; the dear one has more tokens.
-    assert hopeless(cheap, [cheap, dear, wide], quality, groups) is None
+    assert dominating(cheap, [cheap, dear, wide], quality, groups) is None
     # Better by less than the margin, or by chance, is not enough.
     close = quality | {cheap.name: base + 0.9 * MARGIN_DB, dear.name: base}
-    assert hopeless(dear, [cheap, dear], close, groups) is None
+    assert dominating(dear, [cheap, dear], close, groups) is None
     lucky = quality | {cheap.name: base + np.where(np.arange(40) == 0, 40, 0), dear.name: base}
-    assert hopeless(dear, [cheap, dear], lucky, groups) is None
+    assert dominating(dear, [cheap, dear], lucky, groups) is None
 
 
 def test_the_cost_of_a_generator_falls_with_the_tokens():
     settings = Settings("photos")
-    found = [
-        cost(arm, arm.recipe(settings, 1000, None))
-        for arm in (Arm("softvq", 16, 32, ()), Arm("softvq", 64, 32, ()))
-    ]
+    found = [arm.cost(settings) for arm in (Arm("softvq", 16, 32, ()), Arm("softvq", 64, 32, ()))]
     # Every token takes the same matrix products; attention between tokens comes on top.
-    ratio = found[1]["generator_gflops"] / found[0]["generator_gflops"]
+    ratio = found[1].generator_gflops / found[0].generator_gflops
     assert 3.9 < ratio < 4.3
-    assert found[0]["decode_gflops"] < found[1]["decode_gflops"]
+    assert found[0].decode_gflops < found[1].decode_gflops
 
 
 # ---- where arms start ----
 
 
 def config_of(tokens=16, channels=32, kind="softvq", size=64):
-    arm = Arm(kind, tokens, channels, ())
-    return arm.recipe(Settings("photos", (size, size)), 1000, None).model
+    return Arm(kind, tokens, channels, ()).config(Settings("photos", (size, size)))
 
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
@@ -116,7 +126,7 @@ def test_what_fits_is_taken(changes):
 
 
 @pytest.mark.parametrize("kind", ["kl", "ae"])
-def test_another_bottleneck_says_the_same(kind, tmp_path):
+def test_another_bottleneck_is_fitted_to_the_source(kind, tmp_path):
     """On photos that it was not fitted on: SoftVQ's latents are nearly linear in the features."""
     source = open_tokenizer("shipped")
     store = open_store("builtin", "val", (64, 64), tmp_path, 1.0, progress=False)
@@ -158,51 +168,129 @@ def test_patches_of_another_size_are_resampled():
 # ---- criteria ----
 
 
-def arm(name, low, high=1.0, value=None, stopped=None, learned=True):
-    value = (low + high) / 2 if value is None else value
-    figure = {"value": value, "low": low, "high": high}
-    return {"name": name, "learned": learned, "stopped": stopped, "metrics": {"kept": figure}}
-
-
 KEPT = (Criterion("kept", "min", 0.8),)
+
+
+def arm(name, low, high=1.0, value=None, stopped=None, figure=...):
+    """An arm of which one figure is known; its price is its name."""
+    if figure is ...:
+        figure = Figure((low + high) / 2 if value is None else value, low, high, 9, 9)
+    return ArmResult(
+        name=name,
+        kind="softvq",
+        bytes=64.0,
+        held=(),
+        pictures="",
+        metrics={"kept": figure},
+        tokens=int(name),
+        channels=32,
+        floats=32,
+        rungs=2,
+        images_seen=640,
+        stopped=stopped,
+        cost=ArmCost(1, 1.0, 1.0, 1.0),
+        verdict=verdict({"kept": figure}, KEPT),
+    )
 
 
 def test_the_cheapest_that_holds_is_recommended():
     arms = [arm("4", 0.3), arm("8", 0.79), arm("16", 0.81), arm("32", 0.9)]
-    found = recommend(arms, KEPT)
-    assert found["arm"] == "16" and found["failing"] == {"kept": 2}
-    assert [item["arm"] for item in found["cheaper_failed"]] == ["4", "8"]
-    assert [a["verdict"]["holds"] for a in arms] == [False, False, True, True]
+    found = recommend(arms)
+    assert found.arm == "16" and found.failing == {"kept": 2}
+    assert found.cheaper_failed == {"4": ["kept"], "8": ["kept"]}
+    assert [a.verdict.holds for a in arms] == [False, False, True, True]
 
 
 def test_a_good_value_with_a_wide_interval_is_not_enough():
-    arms = [arm("4", 0.5, value=1.0)]
-    found = recommend(arms, KEPT)
-    assert found["arm"] is None and found["limit"] == "evidence"
-    assert recommend([arm("4", 0.1, 0.4)], KEPT)["limit"] is None
+    found = recommend([arm("4", 0.5, value=1.0)])
+    assert found.arm is None and found.limit == "evidence"
+    assert recommend([arm("4", 0.1, 0.4)]).limit is None
 
 
-def test_neither_baselines_nor_stopped_arms_are_recommended():
-    arms = [arm("jpeg", 0.9, learned=False), arm("4", 0.9, stopped={"by": "2"}), arm("8", 0.9)]
-    assert recommend(arms, KEPT)["arm"] == "8"
-    assert "verdict" not in arms[0]
+def test_stopped_arms_are_not_recommended():
+    arms = [arm("4", 0.9, stopped=Stop("2", 1.0, 0)), arm("8", 0.9)]
+    assert recommend(arms).arm == "8"
+    # An arm that was stopped is no proof either that evidence alone is lacking.
+    stopped = [arm("4", 0.5, value=1.0, stopped=Stop("2", 1.0, 0)), arm("8", 0.1, 0.4)]
+    assert recommend(stopped).limit is None
 
 
 def test_what_is_not_measured_does_not_hold():
-    some = arm("4", 0.9)
-    some["metrics"]["kept"] = None
-    assert recommend([some], KEPT)["arm"] is None
-    assert some["verdict"]["criteria"][0]["why"] == "not measured"
-    some["metrics"]["kept"] = {"value": 1.0, "low": None, "high": None}
-    assert recommend([some], KEPT)["arm"] is None
-    assert some["verdict"]["criteria"][0]["why"] == "one group"
+    some = arm("4", 0, figure=None)
+    assert recommend([some]).arm is None and some.verdict.criteria[0].why == "not measured"
+    some = arm("4", 0, figure=Figure(1.0, None, None, 9, 1))
+    assert recommend([some]).arm is None and some.verdict.criteria[0].why == "one group"
 
 
 def test_max_counts_the_high_end():
     worst = Criterion("kept", "max", 0.5)
-    assert worst.verdict({"value": 0.3, "low": 0.1, "high": 0.49})["holds"]
-    assert not worst.verdict({"value": 0.3, "low": 0.1, "high": 0.51})["holds"]
-    assert worst.verdict({"value": 0.3})["holds"]  # the user's own number, without an interval
+    assert outcome(worst, Figure(0.3, 0.1, 0.49, 9, 9)).holds
+    found = outcome(worst, Figure(0.3, 0.1, 0.51, 9, 9))
+    assert not found.holds and found.met and found.bound == 0.51
+    assert outcome(worst, Figure(0.3)).holds  # the user's own number, without an interval
+
+
+# ---- how much is trained ----
+
+
+def test_a_rung_spends_its_share_of_the_budget():
+    arms = [Arm("softvq", 8, 32, ()), Arm("softvq", 64, 32, ())]
+    plan = Plan({arms[0].name: 100.0, arms[1].name: 50.0})
+    settings, batch = Settings("photos", budget=3600), base_recipe().train.batch
+    first, second = (images_per_arm(rung, arms, settings, plan) for rung in (0, 1))
+    assert first % batch == 0 and (first + second) * (1 / 100 + 1 / 50) == pytest.approx(
+        0.62 * 3600, rel=0.02
+    )
+    assert second == pytest.approx(1.5 * first, rel=0.01)
+    alone = images_per_arm(1, arms[:1], settings, plan)
+    assert alone == pytest.approx(3 * second, rel=0.01)  # the time of what was stopped is used
+    few = images_per_arm(0, arms, Settings("photos", budget=1), plan)
+    assert few == FEWEST * batch
+    assert images_per_arm(1, arms, Settings("photos", images=640), plan) == 960
+
+
+def test_speed_is_measured_once_and_only_where_the_budget_is_worth_it(tmp_path, monkeypatch):
+    asked = []
+
+    def measured(recipe, photos):
+        asked.append(recipe.model.tokens)
+        return 30.0
+
+    monkeypatch.setattr("softvq.study.trying.rungs.training_speed", measured)
+    settings = Settings("photos", tokens=(4, 8, 16, 32), bottlenecks=("softvq", "kl"))
+    arms = make_arms(settings)
+    hasty = replace(settings, budget=1.0)
+    assert open_plan(arms, hasty, tmp_path / "a", Clock(tmp_path / "a")).speed == {} and not asked
+    plan = open_plan(arms, settings, tmp_path / "b", Clock(tmp_path / "b"))
+    assert len(asked) == 1 and plan.speed[f"softvq-{asked[0]}x32"] == 30.0
+    by_tokens = [plan.speed[f"kl-{tokens}x32"] for tokens in (4, 8, 16, 32)]
+    assert by_tokens == sorted(by_tokens, reverse=True) and by_tokens[0] < 2 * by_tokens[-1]
+    assert open_plan(arms, settings, tmp_path / "b", Clock(tmp_path / "b")) == plan
+    assert len(asked) == 1  # the plan is kept
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"speed": {"a": "fast"}}', b'{"speed": {"a": NaN}']
+)
+def test_a_damaged_plan_is_one_line(tmp_path, content):
+    (tmp_path / "plan.json").write_bytes(content)
+    with pytest.raises(UserError, match="plan.json: damaged, or of another version") as error:
+        open_plan([], Settings("photos"), tmp_path, Clock(tmp_path))
+    assert "\n" not in str(error.value) and "another --out" in str(error.value)
+    (tmp_path / "times.json").write_bytes(content)
+    with pytest.raises(UserError, match="times.json: damaged.*delete it"):
+        Clock(tmp_path)
+
+
+def test_a_plan_of_other_arms_is_refused(tmp_path):
+    content = '{"speed": {}, "rungs": [{"images": 640, "arms": ["kl-4x8"], "stopped": null}]}'
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(UserError, match="names arms that this study does not try"):
+        open_plan([], Settings("photos"), tmp_path, Clock(tmp_path))
+    assert read(Plan, tmp_path / "plan.json", "").of("kl-4x8")[0].images == 640
+
+
+# ---- criteria from a file ----
 
 
 @pytest.mark.parametrize(
@@ -217,6 +305,16 @@ def test_max_counts_the_high_end():
         ("- psnr", "no criteria"),
         ("criteria: [", "not valid YAML"),
         ("criterion: {}", "criterion.*criteria"),
+        ("criteria: {psnr: {min: .nan}}", "min nan is not a number"),
+        ("criteria: {psnr: {max: .inf}}", "max inf is not a number"),
+        ("criteria: {psnr: {min: true}}", "min True is not a number"),
+        ("criteria: [psnr]", "criteria: has no names.*METRIC: {min: NUMBER}"),
+        ("criteria: psnr", "criteria: has no names"),
+        ("metrics: [a.py]", "metrics: has no names.*NAME: file.py:function"),
+        ("metrics: a.py:f", "metrics: has no names"),
+        ("confidence: .nan", "not a number between 0 and 1"),
+        ("criteria: " + "[" * 5000, "nested too deeply"),
+        ("a: &a [x]\ncriteria: {psnr: {min: *b}}", "not valid YAML"),
     ],
 )
 def test_criteria_that_cannot_be(tmp_path, text, message):
@@ -224,6 +322,13 @@ def test_criteria_that_cannot_be(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_criteria(path)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    path = tmp_path / "criteria.yaml"
+    path.write_text("confidence: 9e-1\ncriteria: {psnr: {min: 1e1}, accuracy_drop: {max: 1e-3}}\n")
+    found = load_criteria(path)
+    assert found.confidence == 0.9 and [c.limit for c in found.criteria] == [10.0, 0.001]
 
 
 def test_criteria_from_a_file(tmp_path):

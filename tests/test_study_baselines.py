@@ -9,8 +9,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from softvq.errors import UserError
-from softvq.study import baselines
-from softvq.study.baselines import CODECS, coded, encode
+from softvq.evaluate import baselines
+from softvq.evaluate.baselines import CODECS, coded, encode
 
 CROPS = [(0, 0), (100, 180), (200, 60), (300, 300), (60, 400)]
 PHOTOS = np.stack([astronaut()[y : y + 48, x : x + 64] for y, x in CROPS])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from softvq.errors import UserError
-from softvq.study.custom import open_metric
+from softvq.study.judging.custom import open_metric
 
 NAMES = ["val/crack/a.jpg", "val/crack/a.png", "val/ok/b.jpg"]
 ORIGINALS = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
@@ -36,6 +36,9 @@ def word(originals, rebuilt, names):
 
 def broken(originals, rebuilt, names):
     raise RuntimeError("no light\\nat all")
+
+def leaves(originals, rebuilt, names):
+    raise SystemExit(0)
 """
 
 PROGRAM = """
@@ -100,6 +103,7 @@ def test_a_command(tmp_path):
         ("wrong", r"shape \[2\]; return one number or 3"),
         ("word", "ValueError"),
         ("broken", r"RuntimeError: no light at all \(line 22\)"),
+        ("leaves", r"ended the program with exit\(0\) \(line 25\); return a number"),
     ],
 )
 def test_functions_that_fail(functions, name, reason):
@@ -132,6 +136,9 @@ def test_a_file_that_is_not_python(tmp_path):
     path = tmp_path / "faulty.py"
     path.write_text("x = 1\ny = unknown\n")
     with pytest.raises(UserError, match=r"NameError: .*'unknown'.* \(line 2\)$") as error:
+        open_metric(f"{path}:f")
+    path.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UserError, match=r"ended the program with exit\(3\) \(line 2\)") as error:
         open_metric(f"{path}:f")
     path.write_text("def f(:\n")
     with pytest.raises(UserError, match="SyntaxError") as error:

@@ -1,7 +1,7 @@
-"""softvq.study.data: what is found out about a folder of photos before anything is trained."""
+"""What is found out about a folder of photos before anything is trained."""
 
 import io
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,16 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from softvq.errors import UserError
-from softvq.study import copies
-from softvq.study.data import Inspection, _sounds_normal, drop_leaks, look_at, refuse
 from softvq.study.metadata import read_metadata
+from softvq.study.photos import copies
+from softvq.study.photos.inspect import (
+    Inspection,
+    _sounds_normal,
+    drop_leaks,
+    inspect_photos,
+    refuse,
+)
+from softvq.study.records import Facts, Skipped, SplitFacts, read, write
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SIZE = (64, 64)
@@ -41,11 +48,11 @@ def folder(
 
 
 def looked(root: Path, **options) -> Inspection:
-    return look_at(root, SIZE, root.parent / "cache", progress=False, **options)
+    return inspect_photos(root, SIZE, root.parent / "cache", progress=False, **options)
 
 
 def remarks(inspection: Inspection) -> dict[str, dict]:
-    return {item["code"]: item for item in inspection.facts["remarks"]}
+    return {remark.code: remark.values for remark in inspection.facts.remarks}
 
 
 def encoded(image: Image.Image, quality: int) -> bytes:
@@ -76,8 +83,8 @@ KINDS = ("same bytes", "re-encoded", "brightened", "resized")
 
 def test_clean_folder(tmp_path):
     inspection = looked(folder(tmp_path / "p"))
-    assert inspection.leaks == inspection.facts["leaks"] == []
-    assert inspection.facts["duplicates"] == inspection.facts["near_duplicates"] == []
+    assert inspection.leaks == inspection.facts.leaks == []
+    assert inspection.facts.duplicates == inspection.facts.near_duplicates == []
     refuse(inspection)
     assert drop_leaks(inspection) is inspection
 
@@ -89,14 +96,14 @@ def test_planted_copy_is_found_refused_and_dropped(tmp_path, kind):
     inspection = looked(root)
     assert len(inspection.leaks) == 1
     leak = inspection.leaks[0]
-    assert (leak["val"], leak["train"]) == ("val/ng/copy.jpg", "train/ok/t4.png")
-    assert leak["why"] == ("same pixels" if kind == "same bytes" else "near-duplicate")
-    assert copies.NEARLY_SAME <= leak["similarity"] <= 1
+    assert (leak.val, leak.train) == ("val/ng/copy.jpg", "train/ok/t4.png")
+    assert leak.why == ("same pixels" if kind == "same bytes" else "near-duplicate")
+    assert copies.NEARLY_SAME <= leak.similarity <= 1
     with pytest.raises(UserError) as caught:
         refuse(inspection)
     message = str(caught.value)
     assert "\n" not in message and message.startswith("1 of the 7 held-out photos")
-    for part in ("val/ng/copy.jpg and train/ok/t4.png", leak["why"], "one side", "--drop-leaks"):
+    for part in ("val/ng/copy.jpg and train/ok/t4.png", leak.why, "one side", "--drop-leaks"):
         assert part in message
 
     dropped = drop_leaks(inspection)
@@ -107,9 +114,9 @@ def test_planted_copy_is_found_refused_and_dropped(tmp_path, kind):
     np.testing.assert_array_equal(dropped.val.labels, clean.val.labels)
     assert dropped.val_groups == clean.val_groups
     assert dropped.val.fingerprint != inspection.val.fingerprint
-    assert dropped.facts["leaks"] == [leak] and dropped.facts["dropped"] == 1
-    assert dropped.facts["splits"] == clean.facts["splits"]
-    assert inspection.facts["splits"]["val"]["photos"] == 7  # the original is left alone
+    assert dropped.facts.leaks == [leak] and dropped.facts.dropped == 1
+    assert dropped.facts.splits == clean.facts.splits
+    assert inspection.facts.splits.val.photos == 7  # the original is left alone
 
 
 def test_parts_in_one_fixture_are_not_copies_of_each_other(tmp_path):
@@ -121,12 +128,12 @@ def test_parts_in_one_fixture_are_not_copies_of_each_other(tmp_path):
             save(tmp_path / f"p/{split}/{i}.png", values)
     inspection = looked(tmp_path / "p")
     assert np.corrcoef(inspection.train.images[..., 0].reshape(30, -1)).min() > 0.9
-    assert not inspection.leaks and not inspection.facts["near_duplicates_count"]
+    assert not inspection.leaks and not inspection.facts.near_duplicates_count
     planted = {f"val/{kind}.jpg": f"train/{i}.png" for i, kind in enumerate(KINDS)}
     for name, original in planted.items():
         (tmp_path / "p" / name).write_bytes(copied(tmp_path / "p" / original, Path(name).stem))
     leaks = looked(tmp_path / "p").leaks
-    assert {leak["val"]: leak["train"] for leak in leaks} == planted
+    assert {leak.val: leak.train for leak in leaks} == planted
 
 
 def test_blank_and_smooth_photos_leak_nothing(tmp_path):
@@ -137,7 +144,7 @@ def test_blank_and_smooth_photos_leak_nothing(tmp_path):
     save(root / "train/ok/ramp.png", ramp + np.zeros((80, 1)))
     save(root / "val/ok/ramp.png", ramp * 0.9 + np.zeros((80, 1)))
     inspection = looked(root)
-    assert inspection.leaks == [] and inspection.facts["duplicates"] == []
+    assert inspection.leaks == [] and inspection.facts.duplicates == []
     assert remarks(inspection)["blank"]["n"] == 2
 
 
@@ -146,7 +153,7 @@ def test_two_photos_that_are_the_same(tmp_path):
     (tmp_path / "p/val").mkdir()
     (tmp_path / "p/val/b.jpg").write_bytes(copied(tmp_path / "p/train/a.png", "re-encoded"))
     inspection = looked(tmp_path / "p")
-    assert [leak["why"] for leak in inspection.leaks] == ["near-duplicate"]
+    assert [leak.why for leak in inspection.leaks] == ["near-duplicate"]
     with pytest.raises(UserError, match="all 1 held-out photos"):
         drop_leaks(inspection)
 
@@ -158,13 +165,13 @@ def test_duplicates_within_a_split(tmp_path):
     inspection = looked(root)
     facts = inspection.facts
     assert inspection.leaks == []
-    assert facts["duplicates"] == [["train/ng/same.png", "train/ok/t0.png"]]
+    assert facts.duplicates == [["train/ng/same.png", "train/ok/t0.png"]]
     # Four alike make six pairs, of which the one of the same pixels is listed above.
-    assert facts["near_duplicates_count"] == len(facts["near_duplicates"]) == 5
-    values = [pair["similarity"] for pair in facts["near_duplicates"]]
+    assert facts.near_duplicates_count == len(facts.near_duplicates) == 5
+    values = [pair.similarity for pair in facts.near_duplicates]
     assert values == sorted(values, reverse=True) and min(values) >= copies.NEARLY_SAME
-    pairs = {frozenset((pair["a"], pair["b"])) for pair in facts["near_duplicates"]}
-    assert len(pairs) == 5 and frozenset(facts["duplicates"][0]) not in pairs
+    pairs = {frozenset((pair.a, pair.b)) for pair in facts.near_duplicates}
+    assert len(pairs) == 5 and frozenset(facts.duplicates[0]) not in pairs
 
 
 def test_blocks_and_cuts_against_brute_force(monkeypatch):
@@ -177,7 +184,7 @@ def test_blocks_and_cuts_against_brute_force(monkeypatch):
     groups = [str(i // 2) for i in rng.permutation(count)]
     hashes = [bytes([i % 36]) for i in range(count)]
     names = [f"n{i:02d}" for i in range(count)]
-    looks = copies.Looks(names, groups, training, hashes, vectors.astype(np.float32))
+    signatures = copies.Signatures(names, groups, training, hashes, vectors.astype(np.float32))
 
     pairs, leaks = {}, {}
     for i in range(count):
@@ -196,12 +203,12 @@ def test_blocks_and_cuts_against_brute_force(monkeypatch):
     for block, shown in ((1024, 50), (3, 50), (7, 4)):
         monkeypatch.setattr(copies, "BLOCK", block)
         monkeypatch.setattr(copies, "SHOWN", shown)
-        assert {leak["val"]: leak["why"] for leak in copies.find_leaks(looks)} == leaks
-        number, found = copies.find_near_duplicates(looks)
+        assert {leak.val: leak.why for leak in copies.find_leaks(signatures)} == leaks
+        number, found = copies.find_near_duplicates(signatures)
         assert number == len(pairs) > 4 and len(found) == min(number, shown)
         best = sorted(pairs.values(), reverse=True)[:shown]
-        np.testing.assert_allclose([pair["similarity"] for pair in found], best, atol=6e-4)
-        assert all((pair["a"], pair["b"]) in pairs for pair in found)
+        np.testing.assert_allclose([pair.similarity for pair in found], best, atol=6e-4)
+        assert all((pair.a, pair.b) in pairs for pair in found)
 
 
 @pytest.mark.parametrize(("name", "group"), [("mt_defect", None), ("deeppcb_tiles", "stem")])
@@ -219,10 +226,10 @@ def test_given_splits_are_clean_and_planted_copies_are_found(tmp_path, name, gro
         copy.symlink_to(path)
 
     inspection = looked(root, group=group)
-    assert inspection.leaks == [] and inspection.grey
+    assert inspection.leaks == [] and inspection.facts.grey
     least = 20 if group is None else 30
     assert len(inspection.val) > len(set(inspection.val_groups)) >= least
-    assert inspection.normal == (["MT_Free"] if group is None else ["ok"])
+    assert inspection.facts.normal == (["MT_Free"] if group is None else ["ok"])
 
     chosen = inspection.train.names[:: len(inspection.train) // 12]
     target = root / inspection.val.names[0]
@@ -232,7 +239,7 @@ def test_given_splits_are_clean_and_planted_copies_are_found(tmp_path, name, gro
             copy = target.with_name(f"planted{i}_{k}.jpg")
             copy.write_bytes(copied(root / original, kind))
             planted[copy.relative_to(root).as_posix()] = original
-    leaks = {leak["val"]: leak["train"] for leak in looked(root, group=group).leaks}
+    leaks = {leak.val: leak.train for leak in looked(root, group=group).leaks}
     assert leaks == planted
 
 
@@ -243,14 +250,14 @@ def test_pairs_by_stem(tmp_path):
     root = folder(tmp_path / "p")
     inspection = looked(root, group="stem")
     assert inspection.val_groups == ["v0", "v1", "v2"] * 2
-    assert inspection.facts["splits"]["val"]["groups"] == 3
+    assert inspection.facts.splits.val.groups == 3
     assert looked(root).val_groups == inspection.val.names  # each its own
-    assert looked(root).facts["group"] is None and inspection.facts["group"] == "stem"
+    assert looked(root).facts.group is None and inspection.facts.group == "stem"
 
     save(root / "val/ok/t3.png", texture(9999))
     (leak,) = looked(root, group="stem").leaks
-    assert leak["val"] == "val/ok/t3.png" and Path(leak["train"]).name == "t3.png"
-    assert leak["why"] == "same group" and leak["group"] == "t3"
+    assert leak.val == "val/ok/t3.png" and Path(leak.train).name == "t3.png"
+    assert leak.why == "same group" and leak.group == "t3"
     with pytest.raises(UserError, match=r"\(same group 't3'\)"):
         refuse(looked(root, group="stem"))
     assert looked(root).leaks == []
@@ -259,14 +266,14 @@ def test_pairs_by_stem(tmp_path):
 def test_near_duplicates_of_one_group_are_declared_already(tmp_path):
     root = folder(tmp_path / "p")
     (root / "train/ng/t0x.jpg").write_bytes(copied(root / "train/ok/t0.png", "re-encoded"))
-    assert looked(root).facts["near_duplicates_count"] == 1
+    assert looked(root).facts.near_duplicates_count == 1
     (root / "manifest.csv").write_text("name,group\nt0x,one\nt0.png,one\n")
     inspection = looked(root)
-    assert inspection.facts["near_duplicates_count"] == 0 and inspection.facts["group"] == "group"
+    assert inspection.facts.near_duplicates_count == 0 and inspection.facts.group == "group"
     # Both photos named t0 are meant by that row; those without a row stand alone.
     assert inspection.train_groups.count("one") == 3
     assert len(set(inspection.train_groups)) == len(inspection.train) - 2
-    assert remarks(inspection)["unmatched"] == {"code": "unmatched", "n": 16, "of": 19}
+    assert remarks(inspection)["unmatched"] == {"n": 16, "of": 19}
 
 
 NAMES = ["train/ok/a.b.png", "train/ng/a.b.png", "val/ok/a.b.png", "val/ng/が.jpg"]
@@ -327,7 +334,7 @@ def test_columns_asked_for(tmp_path):
     inspection = looked(root, metadata=table, group="tray", subgroup=["line"])
     assert inspection.subgroups == {"line": ["", "A", "", "", "", ""]}
     assert inspection.val_groups[1] == "7" and len(set(inspection.val_groups)) == 6
-    assert [leak["why"] for leak in inspection.leaks] == ["same group"]
+    assert [leak.why for leak in inspection.leaks] == ["same group"]
     assert drop_leaks(inspection).subgroups == {"line": [""] * 5}
     for options in ({"group": "trai"}, {"subgroup": ["trai"]}):
         with pytest.raises(UserError, match="unknown key 'trai'; did you mean 'tray'"):
@@ -339,7 +346,7 @@ def test_columns_asked_for(tmp_path):
 
     (root / "manifest.csv").write_text("something,else\n1,2\n")  # not asked for: said, not fatal
     assert "no column 'path' or 'name'" in remarks(looked(root))["metadata_unused"]["reason"]
-    assert looked(root, group="stem").facts["metadata"] is None
+    assert looked(root, group="stem").facts.metadata is None
 
 
 @pytest.mark.parametrize(
@@ -375,29 +382,28 @@ def test_facts_of_a_small_folder(tmp_path):
     save(root / "val/ok/turned.jpg", texture(77, (50, 200)), exif=turned)
     inspection = looked(root)
     facts = inspection.facts
-    assert json.loads(json.dumps(facts)) == facts
-    assert facts["skipped"] == [
-        {"path": "train/ng/empty.png", "reason": "empty file"},
-        {"path": "val/ng/torn.jpg", "reason": facts["skipped"][1]["reason"]},
+    write(facts, tmp_path / "data.json")
+    assert read(Facts, tmp_path / "data.json", "") == facts
+    assert facts.skipped == [
+        Skipped("train/ng/empty.png", "empty file"),
+        Skipped("val/ng/torn.jpg", facts.skipped[1].reason),
     ]
-    assert facts["splits"] == {
-        "train": {"photos": 12, "classes": {"ng": 6, "ok": 6}, "groups": 12, "defect_groups": 6},
-        "val": {"photos": 7, "classes": {"ng": 3, "ok": 4}, "groups": 7, "defect_groups": 3},
-    }
+    assert facts.splits.train == SplitFacts(12, {"ng": 6, "ok": 6}, 12, 6)
+    assert facts.splits.val == SplitFacts(7, {"ng": 3, "ok": 4}, 7, 3)
     # All are 120 x 96 but the turned one, which stands upright at 50 x 200 and is enlarged.
-    assert facts["sizes"]["width"] == [50, 120, 120] and facts["sizes"]["height"] == [96, 96, 200]
-    assert facts["sizes"]["reduced"] == [round(50 / 64, 3), 1.5, 1.5]
-    assert facts["sizes"]["upscaled"] == pytest.approx(1 / 19)
-    assert facts["sizes"]["cropped"] == pytest.approx(1 - 96 / 120)
-    assert looked(root, fit="stretch").facts["sizes"] == facts["sizes"] | {"cropped": 0}
-    assert facts["normal"] == ["ok"] and facts["grey"] and inspection.grey
+    assert facts.sizes.width == [50, 120, 120] and facts.sizes.height == [96, 96, 200]
+    assert facts.sizes.reduced == [round(50 / 64, 3), 1.5, 1.5]
+    assert facts.sizes.upscaled == pytest.approx(1 / 19)
+    assert facts.sizes.cropped == pytest.approx(1 - 96 / 120)
+    assert looked(root, fit="stretch").facts.sizes == replace(facts.sizes, cropped=0)
+    assert facts.normal == ["ok"] and facts.grey and inspection.facts.grey
 
     said = remarks(inspection)
     z2 = 1.6448536269514722**2
     assert said["few_defect_groups"]["groups"] == 3
     assert said["few_defect_groups"]["least_provable"] == pytest.approx(3 / (3 + z2), abs=1e-3)
     assert said["few_train"]["n"] == 12 and said["few_val"]["n"] == 7
-    classes = [r for r in facts["remarks"] if r["code"] == "few_class_val"]
+    classes = [r.values for r in facts.remarks if r.code == "few_class_val"]
     assert [(r["class"], r["n"]) for r in classes] == [("ng", 3), ("ok", 4)]
     assert said["upscaled"]["share"] == pytest.approx(1 / 19, abs=1e-3)
     assert said["reduced"]["factor"] == 1.5 and said["cropped"]["share"] == 0.2
@@ -410,10 +416,10 @@ def test_remarks_about_classes(tmp_path):
         save(odd / f"train/a/more{i}.png", texture(50 + i, (300, 300)))
     inspection = looked(odd)
     said = remarks(inspection)
-    assert inspection.normal == [] and "no_normal" in said and "few_defect_groups" not in said
+    assert inspection.facts.normal == [] and "no_normal" in said and "few_defect_groups" not in said
     assert said["imbalance"]["ratio"] == 11
-    assert said["mixed_sizes"] == {"code": "mixed_sizes", "low": 1.5, "high": 4.69}
-    assert looked(odd, normal=["b"]).facts["splits"]["val"]["defect_groups"] == 1
+    assert said["mixed_sizes"] == {"low": 1.5, "high": 4.69}
+    assert looked(odd, normal=["b"]).facts.splits.val.defect_groups == 1
     assert "no_defects" in remarks(looked(odd, normal=["a", "b"]))
     with pytest.raises(UserError, match="normal classes: unknown key 'c'"):
         looked(odd, normal=["c"])
@@ -424,7 +430,7 @@ def test_flat_colour_folder_with_a_drawn_split(tmp_path):
         colour = np.stack([texture(i), texture(i) / 2, texture(i)], axis=-1)
         save(tmp_path / f"p/{i}.png", colour)
     inspection = looked(tmp_path / "p")
-    assert not inspection.grey and inspection.facts["splits"]["train"]["classes"] == {}
+    assert not inspection.facts.grey and inspection.facts.splits.train.classes == {}
     assert "no_classes" in remarks(inspection) and inspection.leaks == []
 
     held_out = inspection.val.names[0]
@@ -432,6 +438,6 @@ def test_flat_colour_folder_with_a_drawn_split(tmp_path):
         f"name,cluster\n{held_out},c\n{inspection.train.names[0]},c\n"
     )
     leaking = looked(tmp_path / "p")
-    assert leaking.facts["group"] == "cluster"
+    assert leaking.facts.group == "cluster"
     with pytest.raises(UserError, match="make folders train/ and val/"):
         refuse(leaking)

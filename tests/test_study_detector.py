@@ -7,8 +7,15 @@ from test_study import SIZE, tiles
 
 from softvq import images
 from softvq.data import open_store
-from softvq.study import detector
-from softvq.study.detector import CELL, SHARPNESS, Detector, DetectorConfig, train_detector, views
+from softvq.evaluate import detector
+from softvq.evaluate.detector import (
+    CELL,
+    SHARPNESS,
+    Detector,
+    DetectorConfig,
+    train_detector,
+    views,
+)
 from softvq.study.regions import find_regions
 
 

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001, Japanese is written with full-width brackets
 """The study's report: what results.json says, in both languages, in one file."""
 
+import ast
 import base64
 import csv
 import html
@@ -11,19 +12,56 @@ import shutil
 import string
 import subprocess
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from softvq.errors import UserError
-from softvq.study import texts
-from softvq.study.gallery import around, enlarge, heat, range_of
-from softvq.study.intervals import wilson
-from softvq.study.reading import groups_needed
-from softvq.study.report import write_reports
-from softvq.study.texts import LANGUAGES, TEXTS, Count, Words
+from softvq.evaluate.baselines import BASELINES
+from softvq.evaluate.corruptions import CORRUPTIONS
+from softvq.evaluate.intervals import Figure, wilson
+from softvq.study import telling
+from softvq.study.judging.criteria import METRICS, outcome, recommend, verdict
+from softvq.study.records import (
+    ORIGINALS,
+    ArmCost,
+    ArmResult,
+    BaselineResult,
+    ClassFigures,
+    Criterion,
+    Facts,
+    Judgement,
+    Leak,
+    LeakReason,
+    Machine,
+    Originals,
+    Outcome,
+    Pair,
+    RegionFigures,
+    Remark,
+    RemarkCode,
+    Results,
+    SizeBin,
+    Sizes,
+    Skipped,
+    Speed,
+    SplitFacts,
+    Splits,
+    Stop,
+    Subgroup,
+    read,
+    write,
+    write_pictures,
+)
+from softvq.study.settings import Bottleneck, Settings
+from softvq.study.telling.gallery import around, enlarge, heat, range_of
+from softvq.study.telling.report import render, write_reports
+from softvq.study.telling.view import groups_needed
+from softvq.study.telling.words import LANGUAGES, Count, Words, texts
 
 SIZE = 48
 CLASSES = ["MT_Blowhole", "MT_Free <b>"]  # what a folder is called is nobody's markup
@@ -33,189 +71,154 @@ JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 
 
 def estimate(value, reach=0.03, n=PHOTOS, groups=9):
-    return {"value": value, "low": value - reach, "high": value + reach, "n": n, "groups": groups}
+    return Figure(value, value - reach, value + reach, n, groups)
 
 
-def criteria(kept):
-    """Defects kept must surely be at least 80%, and a metric is asked for that nobody measured."""
-    figure = estimate(kept)
-    return [
-        {
-            "metric": "defect_kept",
-            "min": 0.8,
-            "value": kept,
-            "bound": figure["low"],
-            "holds": figure["low"] >= 0.8,
-            "why": None,
-        }
-    ]
+CRITERIA = [Criterion("defect_kept", "min", 0.8)]
+SETTINGS = Settings("photos", (SIZE, SIZE), tokens=(8, 16, 32), bottlenecks=("softvq", "kl"))
 
 
-def arm(name, kind, tokens, kept, **changes):
-    """An arm whose figures all follow from the share of defects it keeps."""
-    regions = [
-        {
-            "photo": i,
-            "diameter": 3.0 + i,
-            "contrast": kept - 0.01 * i,
-            "box": [i, 2 * i, i + 5, 2 * i + 6],
-        }
-        for i in range(8)
-    ]
-    verdicts = criteria(kept)
-    learned = kind in ("softvq", "kl", "vq", "ae")
-    return {
-        "name": name,
-        "kind": kind,
-        "learned": learned,
-        "of": None if learned else "softvq-16x32",
-        "held": ["channels"] if learned else [],
-        "tokens": tokens if learned else None,
-        "channels": 32 if learned else None,
-        "floats": None if kind in ("jpeg", "webp") else 32 * tokens,
-        "bytes": 64.0 * tokens,
-        "setting": None if learned else "q=12-31",
-        "fits": True,
-        "images_seen": 12000 if learned else None,
-        "stopped": None,
-        "metrics": {
-            "psnr": estimate(20 + 10 * kept, 0.4),
-            "ssim": estimate(0.8 * kept),
-            "accuracy": estimate(0.9 * kept),
-            "accuracy_drop": estimate(0.9 - 0.9 * kept),
-            "defect_recall": estimate(0.9 * kept),
-            "defect_kept": estimate(kept),
-            "contrast_kept": estimate(kept, n=8),
-            "regions_surviving": estimate(kept, n=8),
-            "psnr_inside": {**estimate(18 + 10 * kept), "low": None, "high": None},
-            "smallest_surviving": {"study_px": 4.25, "original_px": 9.5} if kept > 0.5 else None,
-            "kernel_distance": {"value": 0.01234},
-            "scratches <i>": {"value": 2.5},
-        },
-        "per_class": {
-            name: {"recall": estimate(kept), "psnr": estimate(30), "n": 6} for name in CLASSES
-        },
-        "confusion": [[5, 1], [0, 6]],
-        "by_size": [
-            {"low": 3.0 + i, "high": 4.0 + i, "n": 2, "contrast": kept, "surviving": kept}
-            | {"psnr": 18 + 10 * kept}
-            for i in range(4)
-        ],
-        "subgroups": {
-            "line": {"A": {"n": 6, "psnr": estimate(29), "defect_kept": None, "accuracy": None}}
-        },
-        "worst": [3, 1, 4],
-        "regions": regions,
-        "robustness": {
-            "noise": {
-                "psnr": estimate(25),
-                "accuracy": estimate(0.8),
-                "defect_kept": estimate(0.7),
-                "contrast_kept": None,
+def judged(kept):
+    """Figures that all follow from the share of defects that is kept."""
+    metrics = {
+        "psnr": estimate(20 + 10 * kept, 0.4),
+        "ssim": estimate(0.8 * kept),
+        "accuracy": estimate(0.9 * kept),
+        "accuracy_drop": estimate(0.9 - 0.9 * kept),
+        "defect_recall": estimate(0.9 * kept),
+        "defect_kept": estimate(kept),
+        "contrast_kept": estimate(kept, n=8),
+        "regions_surviving": estimate(kept, n=8),
+        "psnr_inside": Figure(18 + 10 * kept, None, None, PHOTOS, 9),
+        "smallest_surviving": Figure(4.25) if kept > 0.5 else None,
+        "kernel_distance": Figure(0.01234),
+        "scratches <i>": Figure(2.5),
+    }
+    return Judgement(
+        metrics=metrics,
+        smallest_in_file=9.5 if kept > 0.5 else None,
+        per_class={name: ClassFigures(6, estimate(kept), estimate(30)) for name in CLASSES},
+        confusion=[[5, 1], [0, 6]],
+        by_size=[SizeBin(3.0 + i, 4.0 + i, 2, kept, kept, 18 + 10 * kept) for i in range(4)],
+        subgroups={
+            "line": {
+                "A": Subgroup(6, {"psnr": estimate(29), "defect_kept": None, "accuracy": None})
             }
-        }
-        if learned
-        else {},
-        "cost": {
-            "parameters": 4.5e6,
-            "encode_gflops": 0.4,
-            "decode_gflops": 0.3,
-            "generator_gflops": 3.6 * tokens,
-        }
-        if learned
-        else None,
-        "verdict": {"holds": all(v["holds"] for v in verdicts), "criteria": verdicts}
-        if learned
-        else None,
-    } | changes  # fmt: skip
+        },
+        worst=[3, 1, 4],
+        regions=[
+            RegionFigures(i, (i, 2 * i, i + 5, 2 * i + 6), 3.0 + i, kept - 0.01 * i)
+            for i in range(8)
+        ],
+    )
 
 
-STOPPED = {"by": "softvq-8x32", "gap_db": 1.25, "rung": 0}
+def arm(kind, tokens, kept, stopped=None):
+    found = judged(kept)
+    spoilt = {
+        "psnr": estimate(25),
+        "accuracy": estimate(0.8),
+        "defect_kept": estimate(0.7),
+        "contrast_kept": None,
+    }
+    return ArmResult(
+        name=f"{kind}-{tokens}x32",
+        kind=kind,
+        bytes=64.0 * tokens,
+        held=("channels",),
+        pictures=f"arms/{kind}-{tokens}x32/rebuilt-1.npy",
+        tokens=tokens,
+        channels=32,
+        floats=32 * tokens,
+        rungs=2,
+        images_seen=12000,
+        stopped=stopped,
+        cost=ArmCost(4_500_000, 0.4, 0.3, 3.6 * tokens),
+        robustness={"noise": spoilt},
+        verdict=verdict(found.metrics, CRITERIA),
+        **vars(found),
+    )
+
+
+def baseline(name, kind, floats, kept, fits=True):
+    return BaselineResult(
+        name=name,
+        kind=kind,
+        bytes=1024.0,
+        held=("channels",),
+        pictures=f"arms/{name}/rebuilt.npy",
+        of="softvq-16x32",
+        setting="q=12-31",
+        floats=floats,
+        fits=fits,
+        **vars(judged(kept)),
+    )
+
+
+STOPPED = Stop("softvq-8x32", 1.25, 0)
 
 
 def make_study(out, recommended="softvq-16x32", **changes):
-    """A finished study: OUT/results.json, names.json and the pictures."""
+    """A finished study: OUT/results.json and the pictures. ``changes``: of the results."""
     best = 0.95 if recommended else 0.82  # 0.82 - 0.03 is not 0.8
-    arms = [
-        arm("softvq-8x32", "softvq", 8, 0.4),
-        arm("kl-8x32", "kl", 8, 0.3, stopped=STOPPED),
-        arm("softvq-16x32", "softvq", 16, best),
-        arm("softvq-32x32", "softvq", 32, best + 0.005),
-        arm("jpeg-1024", "jpeg", 16, 0.2, fits=False),
-        arm("pca-512", "pca", 16, 0.6),
+    learned = [
+        arm("softvq", 8, 0.4),
+        arm("kl", 8, 0.3, stopped=STOPPED),
+        arm("softvq", 16, best),
+        arm("softvq", 32, best + 0.005),
     ]
-    counts = {"photos": PHOTOS, "classes": dict.fromkeys(CLASSES, 6), "groups": 9}
-    results = {
-        "version": "0.3.0",
-        "command": "softvq study --data photos --out study",
-        "data": {
-            "splits": {"train": counts, "val": counts},
-            "sizes": {
-                "width": [90, 96, 120],
-                "height": [90, 96, 100],
-                "reduced": [1.9, 2.0, 2.1],
-                "upscaled": 0.0,
-                "cropped": 0.0,
-            },
-            "grey": True,
-            "group": "cluster",
-            "skipped": [{"path": "val/bad.jpg", "reason": "damaged: broken data stream"}],
-            "duplicates": [["train/a.jpg", "train/b.jpg"]],
-            "near_duplicates": [{"a": "val/c.jpg", "b": "val/d.jpg", "similarity": 0.97}],
-            "near_duplicates_count": 3,
-            "leaks": [{"val": "val/e.jpg", "train": "train/e.jpg", "why": "same group"}],
-            "dropped": 1,
-            "remarks": [
-                {"code": "few_defect_groups", "groups": 9, "least_provable": 0.769},
-                {"code": "few_class_val", "class": CLASSES[0], "n": 6},
-                {"code": "reduced", "factor": 2.0},
+    baselines = [
+        baseline("jpeg-1024", "jpeg", None, 0.2, fits=False),
+        baseline("pca-512", "pca", 512, 0.6),
+    ]
+    counts = SplitFacts(PHOTOS, dict.fromkeys(CLASSES, 6), 9, 4)
+    results = Results(
+        version="0.3.0",
+        command="softvq study --data photos --out study",
+        settings=SETTINGS,
+        images=[4800, 7200],
+        confidence=0.9,
+        criteria=CRITERIA,
+        data=Facts(
+            splits=Splits(counts, counts),
+            sizes=Sizes([90, 96, 120], [90, 96, 100], [1.9, 2.0, 2.1], 0.0, 0.0),
+            normal=[CLASSES[1]],
+            group="cluster",
+            grey=True,
+            skipped=[Skipped("val/bad.jpg", "damaged: broken data stream")],
+            duplicates=[["train/a.jpg", "train/b.jpg"]],
+            near_duplicates=[Pair("val/c.jpg", "val/d.jpg", 0.97)],
+            near_duplicates_count=3,
+            leaks=[Leak("val/e.jpg", "train/e.jpg", "same group", group="e")],
+            dropped=1,
+            remarks=[
+                Remark("few_defect_groups", {"groups": 9, "least_provable": 0.769}),
+                Remark("few_class_val", {"class": CLASSES[0], "n": 6}),
+                Remark("reduced", {"factor": 2.0}),
             ],
-        },
-        "settings": {
-            "size": [SIZE, SIZE],
-            "fit": "stretch",
-            "tokens": [8, 16, 32],
-            "hold": "channels",
-            "bottlenecks": ["softvq", "kl"],
-            "images": [4800, 7200],
-            "seed": 0,
-            "init": "shipped",
-            "normal": [CLASSES[1]],
-            "confidence": 0.9,
-            "criteria": [{"metric": "defect_kept", "min": 0.8}],
-        },
-        "originals": {
-            "accuracy": estimate(0.93),
-            "defect_recall": estimate(0.91),
-            "per_class": {name: {"recall": estimate(0.9), "n": 6} for name in CLASSES},
-            "unmarked": 1,
-            "confusion": [[6, 0], [2, 6]],
-            "classes": CLASSES,
-        },
-        "arms": arms,
-        "recommendation": {
-            "arm": recommended,
-            "failing": {"defect_kept": 2 if recommended else 4},
-            "cheaper_failed": [{"arm": "softvq-8x32", "metrics": ["defect_kept"]}],
-            "limit": None if recommended else "evidence",
-        },
-        "times": {
-            "training": 612.0,
-            "measuring": 80.0,
-            "images_per_second": {"softvq-16x32": {"encode": 120.4, "decode": 99.6}},
-        },
-        "machine": {"system": "Linux", "threads": 2},
-    } | changes  # fmt: skip
-    names = [f"val/{CLASSES[i % 2]}/{i:04}.jpg" for i in range(PHOTOS)]
+        ),
+        originals=Originals(
+            names=[f"val/{CLASSES[i % 2]}/{i:04}.jpg" for i in range(PHOTOS)],
+            classes=CLASSES,
+            accuracy=estimate(0.93),
+            defect_recall=estimate(0.91),
+            per_class={name: ClassFigures(6, estimate(0.9)) for name in CLASSES},
+            confusion=[[6, 0], [2, 6]],
+            unmarked=1,
+        ),
+        arms=[*learned, *baselines],
+        recommendation=recommend(learned),
+        times={"training": 612.0, "measuring": 80.0},
+        speeds={"softvq-16x32": Speed(120.4, 99.6)},
+        machine=Machine("Linux", 2, "3.11", "2.13"),
+    )
+    assert results.recommendation.arm == recommended
+    results = replace(results, **changes)
     originals = np.random.default_rng(0).integers(0, 256, (PHOTOS, SIZE, SIZE, 3), np.uint8)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    (out / "names.json").write_text(json.dumps({"names": names}), encoding="utf-8")
-    np.save(out / "originals.npy", originals)
-    for k, one in enumerate(arms):
-        folder = out / "arms" / one["name"]
-        folder.mkdir(parents=True)
-        np.save(folder / "rebuilt.npy", originals // (k + 2))
+    write(results, out / "results.json")
+    write_pictures(originals, out / ORIGINALS)
+    for k, one in enumerate(results.arms):
+        write_pictures(originals // (k + 2), out / one.pictures)
     return results
 
 
@@ -233,7 +236,9 @@ def fields(text):
 
 
 def test_both_languages_say_every_text_with_the_same_values():
-    for key, (english, japanese) in TEXTS.items():
+    for key, text in texts().items():
+        english, japanese = text["en"], text["ja"]
+        assert set(text) == set(LANGUAGES), key
         assert english and (japanese or key == "between_sentences"), key
         assert {name for name, _ in fields(english)} == {name for name, _ in fields(japanese)}, key
         # An English noun must not stand behind a Japanese number.
@@ -241,24 +246,95 @@ def test_both_languages_say_every_text_with_the_same_values():
 
 
 def test_sentences_end_as_sentences_and_japanese_is_japanese():
-    for key, (english, japanese) in TEXTS.items():
+    for key, text in texts().items():
+        english, japanese = text["en"], text["ja"]
         if english.endswith(".") and " " in english:
             assert japanese.endswith("。"), key
         assert not re.search(r"[、。]\s|  |[,;!?]", japanese) or key in ("colon",), key
 
 
-def test_every_text_is_used():
-    folder = Path(texts.__file__).parent
-    source = "".join(
-        (folder / f"{name}.py").read_text(encoding="utf-8")
-        for name in ("report", "evidence", "gallery", "reading")
-    ) + Path(texts.__file__).read_text(encoding="utf-8").partition("\nTEXTS")[0]  # fmt: skip
-    literals = re.findall(r"""["']([\w.{}\[\]']+)["']""", source)
-    known = [re.sub(r"\\{.*?\\}", r"[\\w ,]+", re.escape(text)) for text in literals]
-    families = re.findall(r"""name\(\s*"(\w+)",""", source)
-    for key in TEXTS:
-        family, _, _ = key.partition(".")
-        assert family in families or any(re.fullmatch(text, key) for text in known), key
+def spread(results):
+    """The same study with a remark, a reason and a name of every kind that there is."""
+    values = {name: 1 for code in get_args(RemarkCode) for name in fields_of(f"remark.{code}")}
+    reasons = [key.removeprefix("reason.") for key in texts() if key.startswith("reason.")]
+    arm, *_ = results.learned
+    kinds = [replace(arm, name=f"{kind}-4x32", kind=kind) for kind in get_args(Bottleneck)]
+    known = [
+        replace(one, metrics=dict.fromkeys([*METRICS, "kernel_distance"], estimate(0.5)))
+        for one in kinds
+    ]
+    stages = ("data", "speed", "training", "measuring")
+    data = replace(
+        results.data,
+        remarks=[Remark(code, values) for code in get_args(RemarkCode)],
+        skipped=[Skipped("a.png", reason) for reason in reasons],
+        leaks=[Leak("a", "b", why) for why in get_args(LeakReason)],
+        dropped=0,
+        group="stem",
+    )
+    return replace(
+        results,
+        data=data,
+        arms=[
+            *(replace(one, held=("channels", "floats")) for one in known),
+            *(baseline(kind, kind, 128, 0.2) for kind in BASELINES),
+            *results.arms,
+        ],
+        criteria=[*CRITERIA, Criterion("ssim", "max", 1.0), Criterion("accuracy_drop", "max", 0.1)],
+        settings=replace(results.settings, fit="crop", init="none"),
+        times=dict.fromkeys(stages, 3.0),
+    )
+
+
+def fields_of(key):
+    return [name for name, _ in fields(texts()[key]["en"])]
+
+
+def clean(results):
+    """The same study where nothing was stopped, asked for, skipped, leaking or to compare with."""
+    facts = Facts(results.data.splits, results.data.sizes, [])
+    only = [
+        replace(one, metrics=one.metrics | {"smallest_surviving": None})
+        for one in results.learned
+        if one.name == "softvq-16x32"
+    ]
+    return replace(results, data=facts, arms=only, criteria=[], recommendation=recommend(only))
+
+
+def test_every_text_is_used(tmp_path):
+    """Reports of studies of every kind ask for every text; a family has what the code may name."""
+    used = set()
+    every = {name: {"psnr": estimate(20)} for name in CORRUPTIONS}
+    for i, make in enumerate((lambda r: r, spread, bare, clean, lambda r: r)):
+        out = tmp_path / str(i)
+        results = make(make_study(out, None if i == 4 else "softvq-16x32"))
+        arms = [
+            replace(one, robustness=every) if isinstance(one, ArmResult) else one
+            for one in results.arms
+        ]
+        for one in arms:
+            write_pictures(np.zeros((PHOTOS, SIZE, SIZE, 3), np.uint8), out / one.pictures)
+        words = Words("en")
+        render(replace(results, arms=arms), out, words)
+        used |= words.asked
+    assert set(texts()) - used == set()
+
+
+def test_every_text_asked_for_exists():
+    """Read from the syntax tree: words("key"), and words(f"family.{name}") of some family."""
+    for path in Path(telling.__file__).parent.glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            key = call.args[0]
+            if name == "words" and isinstance(key, ast.Constant):
+                assert key.value in texts(), (path.name, key.lineno, key.value)
+            if name == "words" and isinstance(key, ast.JoinedStr):
+                family = key.values[0].value
+                assert any(known.startswith(family) for known in texts()), (path.name, family)
+    for code in get_args(RemarkCode):
+        assert f"remark.{code}" in texts()
 
 
 def test_count_knows_thousands_and_its_noun():
@@ -285,7 +361,7 @@ def test_japanese_report_has_no_english_sentence(study):
     left = text_of(pages["ja"]) + "\n".join(
         re.findall(r">([^<]+)</text>", "".join(svgs(pages["ja"])))
     )
-    for given in (results["command"], "MT_Free <b>", "scratches <i>", "broken data stream"):
+    for given in (results.command, "MT_Free <b>", "scratches <i>", "broken data stream"):
         left = left.replace(given, "")
     # Two English words in a row are a sentence that nobody translated.
     runs = re.findall(r"[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}", left)
@@ -334,15 +410,15 @@ def test_verdicts_are_those_of_the_results(study, lang, marks):
     results, pages, _ = study
     words = Words(lang)
     rows = {row[0].removeprefix("★ "): row for row in reversed(rows_of(pages[lang]))}
-    for one in results["arms"]:
-        verdict, kept = rows[one["name"]][1], rows[one["name"]][-2]
-        if one["stopped"]:
-            assert "softvq-8x32" in verdict and "1.2" in verdict
-        elif one["learned"]:
-            holds = one["verdict"]["holds"]
-            assert verdict == words("verdict.pass" if holds else "verdict.fail")
-        if one["learned"]:
-            assert kept.startswith(marks[0] if one["verdict"]["holds"] else marks[1])
+    for one in results.arms:
+        said, kept = rows[one.name][1], rows[one.name][-2]
+        if isinstance(one, BaselineResult):
+            continue
+        if one.stopped:
+            assert "softvq-8x32" in said and "1.2" in said
+        else:
+            assert said == words("verdict.pass" if one.verdict.holds else "verdict.fail")
+        assert kept.startswith(marks[0] if one.verdict.holds else marks[1])
     stars = [row[0] for row in rows_of(pages[lang]) if row[0].startswith("★")]
     assert stars == ["★ softvq-16x32"]
     # value and the end that counts, as they are in results.json: 0.95 and 0.92
@@ -368,8 +444,8 @@ def test_the_first_page_answers(study):
 def test_too_little_evidence_is_said_with_the_evidence_needed(tmp_path, lang):
     make_study(tmp_path, recommended=None)
     text = text_of(write_reports(tmp_path, lang).read_text(encoding="utf-8"))
-    kept = {"value": 0.825, "groups": 9}  # the best arm's, 0.82 + 0.005
-    needed = groups_needed({"metric": "defect_kept", "min": 0.8}, kept, 0.9)
+    kept = estimate(0.825)  # the best arm's, 0.82 + 0.005
+    needed = groups_needed(outcome(CRITERIA[0], kept), kept, 0.9)
     assert f"{needed:,}" in text and "★ " not in text.replace("★ is", "")
     assert {"en": "evidence is too thin to tell", "ja": "合否を判定できない"}[lang] in text
     assert {"en": "Defects kept: 4", "ja": "欠陥保持率：4"}[lang] in text
@@ -377,33 +453,33 @@ def test_too_little_evidence_is_said_with_the_evidence_needed(tmp_path, lang):
 
 def test_groups_needed_is_the_least_that_proves_it():
     for value, least, confidence in ((1.0, 0.9, 0.9), (0.97, 0.9, 0.9), (0.85, 0.8, 0.95)):
-        criterion, figure = {"metric": "accuracy", "min": least}, {"value": value, "groups": 3}
-        n = groups_needed(criterion, figure, confidence)
+        figure = Figure(value, 0.0, 1.0, 3, 3)
+        n = groups_needed(Outcome("accuracy", "min", least), figure, confidence)
         assert wilson(value * n, n, confidence)[0] >= least - 1e-12
         assert wilson(value * (n - 1), n - 1, confidence)[0] < least
     # a mean's interval must halve: four times the groups
-    criterion = {"metric": "psnr", "min": 29.0, "bound": 28.0}
-    assert groups_needed(criterion, {"value": 30.0, "groups": 10}, 0.9) == 40
+    mean = Outcome("psnr", "min", 29.0, value=30.0, bound=28.0)
+    assert groups_needed(mean, Figure(30.0, 28.0, 32.0, 10, 10), 0.9) == 40
+
+
+def bare(results):
+    """The same study of photos without classes and masks."""
+    nothing = {"per_class": {}, "confusion": None, "by_size": [], "subgroups": {}, "regions": []}
+    arms = []
+    for one in results.arms:
+        metrics = {m: f if m in ("psnr", "ssim") else None for m, f in one.metrics.items()}
+        changes = nothing | {"metrics": metrics}
+        if isinstance(one, ArmResult):
+            changes["verdict"] = verdict(metrics, CRITERIA)
+        arms.append(replace(one, **changes))
+    originals = replace(results.originals, accuracy=None, defect_recall=None, confusion=None)
+    learned = [one for one in arms if isinstance(one, ArmResult)]
+    return replace(results, arms=arms, originals=originals, recommendation=recommend(learned))
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_unlabelled_photos_without_masks(tmp_path, lang):
-    results = make_study(tmp_path)
-    bare = {"per_class": {}, "confusion": None, "by_size": [], "subgroups": {}, "regions": []}
-    for one in results["arms"]:
-        one["metrics"] = {
-            m: figure if m in ("psnr", "ssim") else None for m, figure in one["metrics"].items()
-        }
-        one |= bare
-        if one["verdict"]:
-            nothing = {"value": None, "bound": None, "holds": False, "why": "not measured"}
-            one["verdict"] = {
-                "holds": False,
-                "criteria": [{"metric": "defect_kept", "min": 0.8} | nothing],
-            }
-    results["originals"] |= dict.fromkeys(("accuracy", "defect_recall", "confusion"))
-    results["recommendation"] |= {"arm": None, "failing": {"defect_kept": 4}}
-    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    write(bare(make_study(tmp_path)), tmp_path / "results.json")
     text = text_of(write_reports(tmp_path, lang).read_text(encoding="utf-8"))
     assert Words(lang)("brief.risk.nothing") in text
     assert Words(lang)("why.not measured") in text
@@ -413,17 +489,19 @@ def test_csv_has_the_same_numbers_unrounded(study):
     results, _, out = study
     with open(out / "results.csv", encoding="utf-8", newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert list(rows) == [one["name"] for one in results["arms"]]
-    for one in results["arms"]:
-        row = rows[one["name"]]
+    assert list(rows) == [one.name for one in results.arms]
+    for one in results.arms:
+        row, kept = rows[one.name], one.metrics["defect_kept"]
         for end in ("low", "high", "n", "groups"):
-            assert float(row[f"defect_kept_{end}"]) == one["metrics"]["defect_kept"][end]
-        assert float(row["psnr"]) == one["metrics"]["psnr"]["value"]
+            assert float(row[f"defect_kept_{end}"]) == getattr(kept, end)
+        assert float(row["psnr"]) == one.metrics["psnr"].value
         assert row["psnr_inside_low"] == "" and float(row["scratches <i>"]) == 2.5
-        assert row["holds"] == ("" if one["verdict"] is None else str(one["verdict"]["holds"]))
+        assert row["learned"] == str(isinstance(one, ArmResult))
+        assert row["holds"] == (str(one.verdict.holds) if row["learned"] == "True" else "")
     assert rows["kl-8x32"]["stopped_by"] == "softvq-8x32"
     assert rows["softvq-8x32"]["fails"] == "defect_kept"
-    assert rows["softvq-16x32"]["smallest_surviving_study_px"] == "4.25"
+    assert rows["softvq-16x32"]["smallest_surviving"] == "4.25"
+    assert rows["softvq-16x32"]["smallest_surviving_in_file"] == "9.5"
 
 
 def test_no_warning_about_glyphs_and_text_stays_text(study, tmp_path):
@@ -444,7 +522,7 @@ def test_error_map_is_black_where_nothing_differs():
 
 
 def test_crop_holds_the_defect_and_stays_in_the_photo():
-    for box in ([0, 0, 3, 3], [40, 44, 48, 48], [10, 10, 40, 14], [0, 0, 48, 48]):
+    for box in ((0, 0, 3, 3), (40, 44, 48, 48), (10, 10, 40, 14), (0, 0, 48, 48)):
         left, top, right, bottom = around(box, (48, 48))
         assert 0 <= left <= box[0] and box[2] <= right <= 48
         assert 0 <= top <= box[1] and box[3] <= bottom <= 48
@@ -466,6 +544,23 @@ def test_bad_calls_name_cause_and_mend(tmp_path):
         write_reports(tmp_path, "fr")
     with pytest.raises(UserError, match="no results.json"):
         write_reports(tmp_path, "en")
+    for content in (b"", b"[]", b"\xff", b'{"version": 3}', b"[" * 5000):
+        (tmp_path / "results.json").write_bytes(content)
+        with pytest.raises(UserError, match="results.json: damaged.*run softvq study again") as e:
+            write_reports(tmp_path, "en")
+        assert "\n" not in str(e.value)
+    make_study(tmp_path)
+    (tmp_path / ORIGINALS).write_bytes(b"no array")
+    with pytest.raises(UserError, match="originals.npy: damaged"):
+        write_reports(tmp_path, "en")
+
+
+def test_results_are_the_same_when_read(tmp_path):
+    results = make_study(tmp_path)
+    assert read(Results, tmp_path / "results.json", "") == results
+    with pytest.raises(ValueError, match="JSON compliant"):  # never a figure that is not finite
+        write(replace(results, confidence=float("nan")), tmp_path / "results.json")
+    assert read(Results, tmp_path / "results.json", "") == results
 
 
 PROBE = """<script>

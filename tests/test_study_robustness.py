@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.data import astronaut
 
-from softvq.study.robustness import CORRUPTIONS
+from softvq.evaluate.corruptions import CORRUPTIONS
 
 COLOUR = np.stack([astronaut()[:64, 200:280], astronaut()[100:164, 50:130]])
 GREY = COLOUR[..., :1].repeat(3, axis=-1)

@@ -1,155 +1,168 @@
-"""What results.json says of a study: every arm and baseline judged, and the recommendation."""
+"""Every arm and baseline judged, and the recommendation: what results.json says of a study."""
 
-import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from softvq import __version__, images
+from softvq.coding import reconstruct_all
+from softvq.evaluate.baselines import BASELINES, coded
+from softvq.evaluate.corruptions import CORRUPTIONS
 from softvq.evaluate.cost import throughput
-from softvq.study.arms import Arm, Settings, cost
-from softvq.study.baselines import BASELINES, coded
-from softvq.study.criteria import Criteria, default_criteria, recommend
-from softvq.study.data import Inspection
-from softvq.study.judge import Ground, brief, judge, look
-from softvq.study.keeping import rebuilt, save_array, save_json
-from softvq.study.robustness import CORRUPTIONS
-from softvq.study.training import rebuild
+from softvq.study.judging.bench import Bench
+from softvq.study.judging.criteria import Criteria, default_criteria, recommend, verdict
+from softvq.study.judging.judge import judge, judge_originals, judge_spoilt
+from softvq.study.photos.inspect import Inspection
+from softvq.study.records import (
+    ORIGINALS,
+    ArmResult,
+    BaselineResult,
+    Criterion,
+    Figures,
+    Judgement,
+    Machine,
+    Plan,
+    Results,
+    Speed,
+    read_pictures,
+    write_pictures,
+)
+from softvq.study.settings import Settings
+from softvq.study.trying.arms import Arm
+from softvq.study.trying.rungs import pictures_of, weights_of
 from softvq.tokenizer import Tokenizer
 
 TIMED = 16  # photos at a time, where speed is measured
 
 
-def measure(
+def collect_results(
     arms: list[Arm],
     settings: Settings,
     photos: Inspection,
-    ground: Ground,
+    bench: Bench,
     required: Criteria,
+    plan: Plan,
     out: Path,
-) -> dict[str, Any]:
-    """Everything in results.json but times; writes the pictures that the report shows."""
-    plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
-    save_array(out / "originals.npy", ground.originals)
-    save_json(out / "names.json", {"names": ground.photos.names})
-    judged = [learned_arm(arm, settings, plan, ground, out) for arm in arms]
-    judged.sort(key=lambda arm: (arm["tokens"], arm["floats"], arm["bytes"]))
-    for arm in {arm.floats: arm for arm in reversed(arms)}.values():  # one for each size
-        for kind in BASELINES:
-            judged.append(baseline(kind, arm, photos.train.images, photos.grey, ground, out))
-    criteria = required.criteria or default_criteria(judged[0]["metrics"])
-    recommendation = recommend(judged, criteria)
-    return {
-        "version": __version__,
-        "command": "softvq " + shlex.join(sys.argv[1:]),
-        "data": photos.facts,
-        "settings": asdict(settings)
-        | {
-            "images": [rung["images"] for rung in plan["rungs"]],
-            "normal": photos.normal,
-            "confidence": ground.confidence,
-            "criteria": [criterion.as_dict() for criterion in criteria],
-        },
-        "originals": look(ground),
-        "arms": judged,
-        "recommendation": recommendation,
-    }
+) -> Results:
+    """Judge everything that was trained, and the baselines; writes the pictures that are shown."""
+    write_pictures(bench.originals, out / ORIGINALS)
+    judged = {}
+    for arm in arms:
+        print(f"measuring {arm.name}")
+        judged[arm] = judge(bench, np.array(read_pictures(last_pictures(arm, plan, out))))
+    criteria = required.criteria or default_criteria(judged[arms[0]].metrics)
+    tried = [arm_result(arm, settings, plan, bench, judged[arm], criteria, out) for arm in arms]
+    tried.sort(key=lambda result: result.price)
+    baselines = [
+        baseline_result(kind, arm, photos, bench, out)
+        for arm in {arm.floats: arm for arm in reversed(arms)}.values()  # one for each size
+        for kind in BASELINES
+    ]
+    return Results(
+        version=__version__,
+        command="softvq " + shlex.join(sys.argv[1:]),
+        settings=settings,
+        images=[rung.images for rung in plan.rungs],
+        confidence=bench.confidence,
+        criteria=list(criteria),
+        data=photos.facts,
+        originals=judge_originals(bench),
+        arms=[*tried, *baselines],
+        recommendation=recommend(tried),
+        times={},
+        speeds=measured_speeds(tried, bench, out),
+        machine=Machine(
+            system=f"{platform.system()} {platform.machine()}",
+            threads=torch.get_num_threads(),
+            python=platform.python_version(),
+            torch=torch.__version__,
+        ),
+    )
 
 
-def learned_arm(
-    arm: Arm, settings: Settings, plan: dict[str, Any], ground: Ground, out: Path
-) -> dict[str, Any]:
-    """An arm's entry in results.json, from its last rung."""
-    rungs = [i for i, rung in enumerate(plan["rungs"]) if arm.name in rung["arms"]]
-    last = rungs[-1]
-    stopped = plan["rungs"][last]["stopped"].get(arm.name)
-    pictures = rebuilt(out, arm, last)
-    save_array(out / "arms" / arm.name / "rebuilt.npy", pictures)
-    recipe = arm.recipe(settings, plan["rungs"][last]["images"], None)
-    entry = {
-        "name": arm.name,
-        "kind": arm.kind,
-        "learned": True,
-        "of": None,
-        "held": list(arm.held),
-        "tokens": arm.tokens,
-        "channels": arm.channels,
-        "floats": arm.floats,
-        "bytes": arm.bytes(recipe.model.codebook_size),
-        "setting": None,
-        "fits": True,
-        "images_seen": sum(plan["rungs"][i]["images"] for i in rungs),
-        "stopped": stopped,
-        "cost": cost(arm, recipe),
-    } | judge(ground, pictures)
+def last_pictures(arm: Arm, plan: Plan, out: Path) -> Path:
+    """What an arm rebuilt after the last rung that it was trained in."""
+    return pictures_of(arm.name, len(plan.of(arm.name)) - 1, out)
+
+
+def arm_result(
+    arm: Arm,
+    settings: Settings,
+    plan: Plan,
+    bench: Bench,
+    judged: Judgement,
+    criteria: Sequence[Criterion],
+    out: Path,
+) -> ArmResult:
+    """An arm after its last rung, and how it fares on spoilt photos if it was not stopped."""
+    rungs = plan.of(arm.name)
+    stopped = (rungs[-1].stopped or {}).get(arm.name)
+    robustness: dict[str, Figures] = {}
     if stopped is None:
         print(f"measuring {arm.name} under {', '.join(CORRUPTIONS)}")
-        tokenizer = Tokenizer.from_pretrained(out / "arms" / arm.name / f"rung-{last}")
-        entry["robustness"] = {}
+        tokenizer = Tokenizer.from_pretrained(weights_of(arm.name, len(rungs) - 1, out))
         for name, corrupt in CORRUPTIONS.items():
-            inputs = corrupt(ground.originals, settings.seed)
-            entry["robustness"][name] = brief(ground, inputs, rebuild(tokenizer, inputs))
-    return entry
+            spoilt = corrupt(bench.originals, settings.seed)
+            robustness[name] = judge_spoilt(bench, *reconstruct_all(tokenizer, spoilt))
+    return ArmResult(
+        name=arm.name,
+        kind=arm.kind,
+        bytes=arm.bytes,
+        held=arm.held,
+        pictures=last_pictures(arm, plan, out).relative_to(out).as_posix(),
+        tokens=arm.tokens,
+        channels=arm.channels,
+        floats=arm.floats,
+        rungs=len(rungs),
+        images_seen=sum(rung.images for rung in rungs),
+        stopped=stopped,
+        cost=arm.cost(settings),
+        robustness=robustness,
+        verdict=verdict(judged.metrics, criteria),
+        **vars(judged),
+    )
 
 
-def baseline(
-    kind: str, arm: Arm, training: np.ndarray, grey: bool, ground: Ground, out: Path
-) -> dict[str, Any]:
+def baseline_result(
+    kind: str, arm: Arm, photos: Inspection, bench: Bench, out: Path
+) -> BaselineResult:
     """What a method without training makes of as many bytes, or numbers, as an arm's tokens."""
-    found = coded(kind, training, ground.originals, 2 * arm.floats, arm.floats, grey)
+    training, grey = photos.train.images, photos.facts.grey
+    found = coded(kind, training, bench.originals, 2 * arm.floats, arm.floats, grey)
     name = f"{kind}-{arm.floats}"
-    save_array(out / "arms" / name / "rebuilt.npy", found.rebuilt)
-    return {
-        "name": name,
-        "kind": kind,
-        "learned": False,
-        "of": arm.name,
-        "held": list(arm.held),
-        "tokens": None,
-        "channels": None,
-        "floats": found.floats,
-        "bytes": found.bytes,
-        "setting": found.setting,
-        "fits": found.fits,
-        "images_seen": None,
-        "stopped": None,
-        "cost": None,
-    } | judge(ground, found.rebuilt)
+    pictures = Path("arms", name, "rebuilt.npy")
+    write_pictures(found.rebuilt, out / pictures)
+    return BaselineResult(
+        name=name,
+        kind=kind,
+        bytes=found.bytes,
+        held=arm.held,
+        pictures=pictures.as_posix(),
+        of=arm.name,
+        setting=found.setting,
+        floats=found.floats,
+        fits=found.fits,
+        **vars(judge(bench, found.rebuilt)),
+    )
 
 
-def speeds(results: dict[str, Any], out: Path, ground: Ground) -> dict[str, dict[str, float]]:
-    """Images per second of encode and decode on this machine, of every arm that was not stopped."""
-    measured = {}
-    pixels = images.to_tensor(ground.originals[:TIMED])
-    for entry in results["arms"]:
-        if not entry["learned"] or entry["stopped"]:
+def measured_speeds(arms: Sequence[ArmResult], bench: Bench, out: Path) -> dict[str, Speed]:
+    """Photos per second of encoding and decoding on this machine, of what was not stopped."""
+    pixels = images.to_tensor(bench.originals[:TIMED])
+    speeds = {}
+    for arm in arms:
+        if arm.stopped is not None:
             continue
-        folder = out / "arms" / entry["name"]
-        tokenizer = Tokenizer.from_pretrained(sorted(folder.glob("rung-*"))[-1])
+        tokenizer = Tokenizer.from_pretrained(weights_of(arm.name, arm.rungs - 1, out))
         with torch.inference_mode():
             latents = tokenizer.encode(pixels).latents
-            jobs: dict[str, Callable[[], object]] = {
-                "encode": partial(tokenizer.encode, pixels),
-                "decode": partial(tokenizer.decode, latents),
-            }
-            measured[entry["name"]] = {
-                name: throughput(job, len(pixels)).median for name, job in jobs.items()
-            }
-    return measured
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+            encode = throughput(partial(tokenizer.encode, pixels), len(pixels)).median
+            decode = throughput(partial(tokenizer.decode, latents), len(pixels)).median
+        speeds[arm.name] = Speed(encode, decode)
+    return speeds

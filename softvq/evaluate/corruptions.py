@@ -21,7 +21,7 @@ def noise(photos: np.ndarray, seed: int) -> np.ndarray:
     for i, photo in enumerate(photos):
         channels = 1 if (photo == photo[..., :1]).all() else 3
         shape = (*photo.shape[:2], channels)
-        noisy[i] = _levels(photo + np.random.default_rng((seed, i)).normal(0, SIGMA, shape))
+        noisy[i] = to_levels(photo + np.random.default_rng((seed, i)).normal(0, SIGMA, shape))
     return noisy
 
 
@@ -30,7 +30,7 @@ def blur(photos: np.ndarray, seed: int) -> np.ndarray:
     blurred = np.empty_like(photos)
     for i, photo in enumerate(photos):
         smooth = gaussian_filter(photo.astype(np.float32), (BLUR, BLUR, 0), mode="nearest")
-        blurred[i] = _levels(smooth)
+        blurred[i] = to_levels(smooth)
     return blurred
 
 
@@ -46,15 +46,16 @@ def jpeg(photos: np.ndarray, seed: int) -> np.ndarray:
 
 def dark(photos: np.ndarray, seed: int) -> np.ndarray:
     """Multiply by 0.7."""
-    return _levels(photos * np.float32(0.7))
+    return to_levels(photos * np.float32(0.7))
 
 
 def bright(photos: np.ndarray, seed: int) -> np.ndarray:
     """Multiply by 1.3, clipped at white."""
-    return _levels(photos * np.float32(1.3))
+    return to_levels(photos * np.float32(1.3))
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
+def to_levels(values: np.ndarray) -> np.ndarray:
+    """Grey levels as a picture has them: rounded, within 0..255, uint8."""
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 

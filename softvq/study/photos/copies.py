@@ -9,13 +9,14 @@ not found.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from softvq.data import Store
+from softvq.study.records import Leak, Pair
+from softvq.study.regions import LUMINANCE
 
 # Measured on magnetic tiles, printed circuits and everyday scenes: photos of different things
 # reach 0.8, two exposures of one tile 0.85; a copy at 80% of the size, 5% brighter, in JPEG
@@ -24,13 +25,12 @@ NEARLY_SAME = 0.9
 THUMBNAIL = 32
 LOCAL = 5  # side of the local mean, in pixels of the thumbnail
 FLAT = 1.0  # grey levels (standard deviation) of detail below which a thumbnail tells nothing
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 BLOCK = 1024  # photos compared at once with all others
 SHOWN = 50
 
 
 @dataclass(frozen=True)
-class Looks:
+class Signatures:
     """What photos are compared by: training photos first, then the held-out ones, N in all.
 
     ``hashes`` are of the pixels, b'' for a photo of one single colour, whose likeness tells
@@ -45,7 +45,7 @@ class Looks:
     details: np.ndarray
 
 
-def look(train: Store, val: Store, groups: list[str]) -> Looks:
+def sign(train: Store, val: Store, groups: list[str]) -> Signatures:
     """Reduce the photos of two stores to what they are compared by; ``groups`` one per photo."""
     hashes, details = [], []
     for store in (train, val):
@@ -58,7 +58,7 @@ def look(train: Store, val: Store, groups: list[str]) -> Looks:
     vectors = _unit(vectors - vectors.mean(axis=1, keepdims=True)) * told
     # Drawn a little towards 0: two photos alone would otherwise be explained by their mean.
     shared = vectors.sum(axis=0) / (told.sum() + 2)
-    return Looks(
+    return Signatures(
         train.names + val.names, groups, len(train), hashes, _unit(vectors - shared) * told
     )
 
@@ -66,7 +66,7 @@ def look(train: Store, val: Store, groups: list[str]) -> Looks:
 def _detail(photo: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] -> float32 [D]: the thumbnail less its local mean, without the border."""
     side = min(THUMBNAIL, *photo.shape[:2])
-    grey = Image.fromarray(photo @ LUMINANCE)
+    grey = Image.fromarray(photo @ LUMINANCE.astype(np.float32))
     thumbnail = np.asarray(grey.resize((side, side), Image.Resampling.BOX))
     edge = LOCAL // 2
     return (thumbnail - uniform_filter(thumbnail, LOCAL))[edge:-edge, edge:-edge].ravel()
@@ -76,48 +76,42 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def find_leaks(looks: Looks) -> list[dict[str, Any]]:
-    """The held-out photos that have their like in training, each by the plainest reason.
-
-    [{"val", "train", "why": "same pixels" | "near-duplicate" | "same group", and "similarity" or
-    "group"}].
-    """
-    names, split = looks.names, looks.training
-    same_pixels = {looks.hashes[i]: i for i in range(split) if looks.hashes[i]}
-    same_group = {looks.groups[i]: i for i in range(split)}
-    leaks: list[dict[str, Any]] = []
+def find_leaks(signatures: Signatures) -> list[Leak]:
+    """The held-out photos that have their like in training, each by the plainest reason."""
+    names, groups, split = signatures.names, signatures.groups, signatures.training
+    hashes = signatures.hashes
+    same_pixels = {hashes[i]: i for i in range(split) if hashes[i]}
+    same_group = {groups[i]: i for i in range(split)}
+    leaks = []
     for start in range(split, len(names), BLOCK):
-        similarities = looks.details[start : start + BLOCK] @ looks.details[:split].T
+        similarities = signatures.details[start : start + BLOCK] @ signatures.details[:split].T
         for i, row in enumerate(similarities, start):
             nearest = int(row.argmax())
-            why: dict[str, Any]
-            if looks.hashes[i] in same_pixels:
-                at, why = same_pixels[looks.hashes[i]], {"why": "same pixels", "similarity": 1.0}
+            if hashes[i] in same_pixels:
+                like = names[same_pixels[hashes[i]]]
+                leaks.append(Leak(names[i], like, "same pixels", similarity=1.0))
             elif row[nearest] >= NEARLY_SAME:
                 similarity = round(float(row[nearest]), 3)
-                at, why = nearest, {"why": "near-duplicate", "similarity": similarity}
-            elif looks.groups[i] in same_group:
-                group = looks.groups[i]
-                at, why = same_group[group], {"why": "same group", "group": group}
-            else:
-                continue
-            leaks.append({"val": names[i], "train": names[at]} | why)
+                leaks.append(Leak(names[i], names[nearest], "near-duplicate", similarity))
+            elif groups[i] in same_group:
+                like = names[same_group[groups[i]]]
+                leaks.append(Leak(names[i], like, "same group", group=groups[i]))
     return leaks
 
 
-def find_near_duplicates(looks: Looks) -> tuple[int, list[dict[str, Any]]]:
+def find_near_duplicates(signatures: Signatures) -> tuple[int, list[Pair]]:
     """How many pairs within one split are nearly the same, and the most similar 50 of them.
 
-    [{"a", "b", "similarity"}]. Pairs of one group are left out, which count once as it is, and
+    Pairs of one group are left out, which count once as it is, and
     pairs of the same pixels, which ``find_duplicates`` lists.
     """
     count, pairs = 0, []
-    group = np.unique(looks.groups, return_inverse=True)[1]
-    pixels = np.unique(np.array([h.hex() for h in looks.hashes]), return_inverse=True)[1]
-    for begin, end in ((0, looks.training), (looks.training, len(looks.names))):
+    group = np.unique(signatures.groups, return_inverse=True)[1]
+    pixels = np.unique(np.array([h.hex() for h in signatures.hashes]), return_inverse=True)[1]
+    for begin, end in ((0, signatures.training), (signatures.training, len(signatures.names))):
         for start in range(begin, end, BLOCK):
             a, b = np.arange(start, min(start + BLOCK, end))[:, None], np.arange(start, end)
-            similarities = looks.details[a[:, 0]] @ looks.details[b].T
+            similarities = signatures.details[a[:, 0]] @ signatures.details[b].T
             known = (a >= b) | (group[a] == group[b]) | (pixels[a] == pixels[b])
             rows, columns = np.nonzero((similarities >= NEARLY_SAME) & ~known)
             values = similarities[rows, columns]
@@ -125,16 +119,16 @@ def find_near_duplicates(looks: Looks) -> tuple[int, list[dict[str, Any]]]:
             for k in np.argsort(-values, kind="stable")[:SHOWN]:
                 pairs.append((-float(values[k]), start + int(rows[k]), start + int(columns[k])))
     shown = [
-        {"a": looks.names[i], "b": looks.names[j], "similarity": round(-s, 3)}
+        Pair(signatures.names[i], signatures.names[j], round(-s, 3))
         for s, i, j in sorted(pairs)[:SHOWN]
     ]
     return count, shown
 
 
-def find_duplicates(looks: Looks) -> list[list[str]]:
+def find_duplicates(signatures: Signatures) -> list[list[str]]:
     """The names of photos of exactly the same pixels, at the size of the store."""
     alike: dict[bytes, list[str]] = {}
-    for name, pixels in zip(looks.names, looks.hashes, strict=True):
+    for name, pixels in zip(signatures.names, signatures.hashes, strict=True):
         if pixels:
             alike.setdefault(pixels, []).append(name)
     return [names for names in alike.values() if len(names) > 1]

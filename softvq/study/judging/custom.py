@@ -35,7 +35,7 @@ def open_metric(text: str) -> Metric:
     that are named as the photos; the last line that it prints is the number.
 
     Raises UserError if there is no such file, module, function or program, and when the metric is
-    called, if it fails or gives anything else than numbers.
+    called, if it fails, ends the program or gives anything else than numbers.
     """
     if text.startswith("command:"):
         return _command(text.removeprefix("command:"))
@@ -48,7 +48,7 @@ def _function(text: str) -> Metric:
         raise UserError(f"metric '{text}' is not understood; {FORMS}")
     try:
         module = _module(where)
-    except Exception as error:  # noqa: BLE001, it is the user's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001, it is the user's code
         raise UserError(f"metric {text}: {_reason(error, where)}") from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -60,7 +60,7 @@ def _function(text: str) -> Metric:
     def metric(originals: np.ndarray, rebuilt: np.ndarray, names: list[str]) -> float | np.ndarray:
         try:
             value = np.asarray(function(originals, rebuilt, names), np.float64)
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             raise UserError(f"metric {text}: {_reason(error, where)}") from None
         if value.shape not in ((), (len(names),)):
             raise UserError(
@@ -85,7 +85,7 @@ def _module(where: str) -> Any:
     return module
 
 
-def _reason(error: Exception, where: str) -> str:
+def _reason(error: BaseException, where: str) -> str:
     """The error in one line, with the last line of the user's file that it passed."""
     if isinstance(error, UserError):
         return str(error)
@@ -95,6 +95,8 @@ def _reason(error: Exception, where: str) -> str:
         if Path(frame.filename).name == Path(where).name
     ]
     at = f" (line {lines[-1]})" if lines else ""
+    if isinstance(error, SystemExit):
+        return f"it ended the program with exit({error.code!r}){at}; return a number instead"
     return " ".join(f"{type(error).__name__}: {error}{at}".split())
 
 

@@ -1,6 +1,6 @@
 """Looking at the photos before anything is trained: what there is, what leaks, what is too little.
 
-look_at -> Inspection (both splits, groups, subgroups, facts) -> refuse | drop_leaks
+inspect_photos -> Inspection (both splits, groups, subgroups, facts) -> refuse | drop_leaks
 """
 
 import hashlib
@@ -8,17 +8,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from softvq import images
 from softvq.data import Store, find_photos, open_store, split_of
 from softvq.errors import UserError
+from softvq.evaluate.intervals import wilson
 from softvq.io import unknown_key
-from softvq.study.copies import find_duplicates, find_leaks, find_near_duplicates, look
-from softvq.study.intervals import wilson
 from softvq.study.metadata import Metadata, read_metadata
+from softvq.study.photos.copies import find_duplicates, find_leaks, find_near_duplicates, sign
+from softvq.study.records import Facts, Leak, Remark, RemarkCode, Sizes, Skipped, SplitFacts, Splits
 
 GROUP_COLUMNS = ("cluster", "group")
 NORMAL_WORDS = {"ok", "good", "normal", "free", "pass", "正常", "良品"}
@@ -40,8 +40,8 @@ class Inspection:
 
     ``train`` and ``val`` are stores of margin 1. The groups run parallel to their photos; photos
     of one group are one piece of evidence. ``subgroups`` holds, for a column of the metadata, the
-    value of every held-out photo ('' without a row). ``facts`` are ready for JSON; they list every
-    leak found, while ``leaks`` are those still in ``val``, one per held-out photo.
+    value of every held-out photo ('' without a row). ``facts`` list every leak found, while
+    ``leaks`` are those still in ``val``, one per held-out photo.
     """
 
     train: Store
@@ -49,13 +49,11 @@ class Inspection:
     train_groups: list[str]
     val_groups: list[str]
     subgroups: dict[str, list[str]]
-    normal: list[str]
-    facts: dict[str, Any]
-    leaks: list[dict[str, Any]]
-    grey: bool
+    facts: Facts
+    leaks: list[Leak]
 
 
-def look_at(
+def inspect_photos(
     source: str | Path,
     size: tuple[int, int],
     cache: Path,
@@ -95,38 +93,33 @@ def look_at(
     if normal is None:
         normal = [name for name in train.classes if _sounds_normal(name)]
 
-    looks = look(train, val, groups)
-    leaks = find_leaks(looks)
-    near_count, near = find_near_duplicates(looks)
-    grey = all((photo == photo[..., :1]).all() for store in (train, val) for photo in store.images)
-    facts = {
-        "metadata": table and table.table.name,
-        "metadata_unused": unused,
-        "unmatched": sum(not row for row in table.rows) if table else 0,
-        "group": group,
-        "normal": normal,
-        "sizes": _sizes(source, train, val, fit),
-        "grey": grey,
-        "blank": sum(not pixels for pixels in looks.hashes),
-        "skipped": _skipped(source, train, val),
-        "duplicates": find_duplicates(looks),
-        "near_duplicates": near,
-        "near_duplicates_count": near_count,
-        "leaks": leaks,
-        "dropped": 0,
-    }
-    return _counted(
-        Inspection(
-            train=train,
-            val=val,
-            train_groups=groups[:split],
-            val_groups=groups[split:],
-            subgroups={c: table.column(c)[split:] for c in subgroup} if table else {},
-            normal=normal,
-            facts=facts,
-            leaks=leaks,
-            grey=grey,
-        )
+    signatures = sign(train, val, groups)
+    leaks = find_leaks(signatures)
+    near_count, near = find_near_duplicates(signatures)
+    facts = Facts(
+        splits=Splits(_counts(train, groups[:split], normal), _counts(val, groups[split:], normal)),
+        sizes=_sizes(source, train, val, fit),
+        normal=normal,
+        group=group,
+        metadata=table and table.table.name,
+        metadata_unused=unused,
+        unmatched=sum(not row for row in table.rows) if table else 0,
+        grey=all((x == x[..., :1]).all() for store in (train, val) for x in store.images),
+        blank=sum(not pixels for pixels in signatures.hashes),
+        skipped=_skipped(source, train, val),
+        duplicates=find_duplicates(signatures),
+        near_duplicates=near,
+        near_duplicates_count=near_count,
+        leaks=leaks,
+    )
+    return Inspection(
+        train=train,
+        val=val,
+        train_groups=groups[:split],
+        val_groups=groups[split:],
+        subgroups={c: table.column(c)[split:] for c in subgroup} if table else {},
+        facts=replace(facts, remarks=_remarks(facts)),
+        leaks=leaks,
     )
 
 
@@ -135,13 +128,13 @@ def refuse(inspection: Inspection) -> None:
     if not inspection.leaks:
         return
     leak = inspection.leaks[0]
-    detail = f" '{leak['group']}'" if "group" in leak else f", similarity {leak['similarity']:.2f}"
+    detail = f", similarity {leak.similarity:.2f}" if leak.similarity else f" '{leak.group}'"
     mend = "move both to one side"
     if not _is_split(inspection.train, inspection.val):
         mend = "make folders train/ and val/ with both on one side"
     raise UserError(
         f"{len(inspection.leaks)} of the {len(inspection.val)} held-out photos are in training "
-        f"too, or nearly: {leak['val']} and {leak['train']} ({leak['why']}{detail}); {mend}, "
+        f"too, or nearly: {leak.val} and {leak.train} ({leak.why}{detail}); {mend}, "
         "or leave them out with --drop-leaks"
     )
 
@@ -153,7 +146,7 @@ def drop_leaks(inspection: Inspection) -> Inspection:
     """
     if not inspection.leaks:
         return inspection
-    leaking, val = {leak["val"] for leak in inspection.leaks}, inspection.val
+    leaking, val = {leak.val for leak in inspection.leaks}, inspection.val
     keep = [i for i, name in enumerate(val.names) if name not in leaking]
     if not keep:
         raise UserError(
@@ -167,15 +160,17 @@ def drop_leaks(inspection: Inspection) -> Inspection:
         names=names,
         fingerprint=hashlib.sha256("\n".join([val.fingerprint, *names]).encode()).hexdigest(),
     )
-    return _counted(
-        replace(
-            inspection,
-            val=rest,
-            val_groups=[inspection.val_groups[i] for i in keep],
-            subgroups={c: [v[i] for i in keep] for c, v in inspection.subgroups.items()},
-            facts=inspection.facts | {"dropped": len(leaking)},
-            leaks=[],
-        )
+    val_groups = [inspection.val_groups[i] for i in keep]
+    counts = _counts(rest, val_groups, inspection.facts.normal)
+    splits = replace(inspection.facts.splits, val=counts)
+    facts = replace(inspection.facts, dropped=len(leaking), splits=splits)
+    return replace(
+        inspection,
+        val=rest,
+        val_groups=val_groups,
+        subgroups={c: [v[i] for i in keep] for c, v in inspection.subgroups.items()},
+        facts=replace(facts, remarks=_remarks(facts)),
+        leaks=[],
     )
 
 
@@ -215,21 +210,16 @@ def _sounds_normal(name: str) -> bool:
     return bool(words & NORMAL_WORDS) and not words & NEGATIONS
 
 
-def _skipped(source: str | Path, train: Store, val: Store) -> list[dict[str, str]]:
+def _skipped(source: str | Path, train: Store, val: Store) -> list[Skipped]:
     """The damaged photos, with paths below the source."""
     root = Path(source).expanduser()
     return [
-        {"path": Path(item["path"]).relative_to(root).as_posix(), "reason": item["reason"]}
+        Skipped(Path(item["path"]).relative_to(root).as_posix(), item["reason"])
         for item in train.skipped + val.skipped
     ]
 
 
-def _sizes(source: str | Path, train: Store, val: Store, fit: str) -> dict[str, Any]:
-    """[min, median, max] of the sides of the photo files, and what fitting makes of them.
-
-    ``reduced`` [min, median, max] is in photo pixels per study pixel; ``upscaled`` the share of
-    photos with fewer pixels than the study's; ``cropped`` the median share of a photo cut off.
-    """
+def _sizes(source: str | Path, train: Store, val: Store, fit: str) -> Sizes:
     sides = []
     for split, store in (("train", train), ("val", val)):
         listing, used = find_photos(source, split), set(store.names)
@@ -243,13 +233,13 @@ def _sizes(source: str | Path, train: Store, val: Store, fit: str) -> dict[str, 
     kept = np.ones(len(width))
     if fit == "crop":
         kept = reduced**2 * (study_width * study_height) / (width * height)
-    return {
-        "width": [round(x) for x in _range(width)],
-        "height": [round(x) for x in _range(height)],
-        "reduced": _range(reduced),
-        "upscaled": float((reduced < 1).mean()),
-        "cropped": round(float(np.median(1 - kept)), 3),
-    }
+    return Sizes(
+        width=[round(x) for x in _range(width)],
+        height=[round(x) for x in _range(height)],
+        reduced=_range(reduced),
+        upscaled=float((reduced < 1).mean()),
+        cropped=round(float(np.median(1 - kept)), 3),
+    )
 
 
 def _side_lengths(path: Path, box: tuple[int, int, int, int] | None) -> tuple[int, int]:
@@ -263,71 +253,61 @@ def _range(values: np.ndarray) -> list[float]:
     return [round(float(value), 3) for value in (values.min(), np.median(values), values.max())]
 
 
-def _counted(inspection: Inspection) -> Inspection:
-    """The inspection with its photos counted, and the remarks that follow."""
-    splits = {
-        "train": _counts(inspection.train, inspection.train_groups, inspection.normal),
-        "val": _counts(inspection.val, inspection.val_groups, inspection.normal),
-    }
-    facts = inspection.facts | {"splits": splits}
-    return replace(inspection, facts=facts | {"remarks": _remarks(facts)})
-
-
-def _counts(store: Store, groups: list[str], normal: list[str]) -> dict[str, Any]:
+def _counts(store: Store, groups: list[str], normal: list[str]) -> SplitFacts:
     labels = [store.classes[label] for label in store.labels] if store.classes else []
     defects = {g for g, label in zip(groups, labels, strict=False) if label not in normal}
-    return {
-        "photos": len(store),
-        "classes": {name: labels.count(name) for name in store.classes},
-        "groups": len(set(groups)),
-        "defect_groups": len(defects),
-    }
+    return SplitFacts(
+        photos=len(store),
+        classes={name: labels.count(name) for name in store.classes},
+        groups=len(set(groups)),
+        defect_groups=len(defects),
+    )
 
 
-def _remarks(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is too little or odd, as {"code", values}."""
-    remarks: list[dict[str, Any]] = []
+def _remarks(facts: Facts) -> list[Remark]:
+    """What is too little or odd."""
+    remarks: list[Remark] = []
 
-    def remark(code: str, **values: Any) -> None:
-        remarks.append({"code": code, **values})
+    def remark(code: RemarkCode, **values: int | float | str) -> None:
+        remarks.append(Remark(code, values))
 
-    train, val = facts["splits"]["train"], facts["splits"]["val"]
-    if train["photos"] < FEW_TRAIN:
-        remark("few_train", n=train["photos"])
-    if val["photos"] < FEW_VAL:
-        remark("few_val", n=val["photos"])
-    for name, n in val["classes"].items():
+    train, val = facts.splits.train, facts.splits.val
+    if train.photos < FEW_TRAIN:
+        remark("few_train", n=train.photos)
+    if val.photos < FEW_VAL:
+        remark("few_val", n=val.photos)
+    for name, n in val.classes.items():
         if n < FEW_CLASS_VAL:
             remark("few_class_val", **{"class": name}, n=n)
-    if not train["classes"]:
+    if not train.classes:
         remark("no_classes")
-    elif not facts["normal"]:
+    elif not facts.normal:
         remark("no_normal")
-    elif len(facts["normal"]) == len(train["classes"]):
+    elif len(facts.normal) == len(train.classes):
         remark("no_defects")
     else:
-        groups = val["defect_groups"]
+        groups = val.defect_groups
         least, _ = wilson(groups, groups)
         if least < PROVABLE:
             remark("few_defect_groups", groups=groups, least_provable=round(least, 3))
-    counts = train["classes"].values()
+    counts = train.classes.values()
     if counts and max(counts) > IMBALANCE * min(counts):
         remark("imbalance", ratio=round(max(counts) / max(min(counts), 1), 1))
 
-    sizes = facts["sizes"]
-    low, middle, high = sizes["reduced"]
-    if sizes["upscaled"]:
-        remark("upscaled", share=round(sizes["upscaled"], 3))
+    sizes = facts.sizes
+    low, middle, high = sizes.reduced
+    if sizes.upscaled:
+        remark("upscaled", share=round(sizes.upscaled, 3))
     if middle >= REDUCED:
         remark("reduced", factor=round(middle, 2))
     if high > MIXED * low:
         remark("mixed_sizes", low=round(low, 2), high=round(high, 2))
-    if sizes["cropped"] >= CROPPED:
-        remark("cropped", share=sizes["cropped"])
-    if facts["blank"]:
-        remark("blank", n=facts["blank"])
-    if facts["metadata_unused"]:
-        remark("metadata_unused", reason=facts["metadata_unused"])
-    if facts["unmatched"]:
-        remark("unmatched", n=facts["unmatched"], of=train["photos"] + val["photos"])
+    if sizes.cropped >= CROPPED:
+        remark("cropped", share=sizes.cropped)
+    if facts.blank:
+        remark("blank", n=facts.blank)
+    if facts.metadata_unused:
+        remark("metadata_unused", reason=facts.metadata_unused)
+    if facts.unmatched:
+        remark("unmatched", n=facts.unmatched, of=train.photos + val.photos)
     return remarks

@@ -10,7 +10,6 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -22,23 +21,18 @@ AT_ONCE = 50  # draws held in memory
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure, its interval, and how many photos (or regions) of how many groups it stands on.
+class Figure:
+    """A value with its interval, and how many photos (or regions) of how many groups it stands on.
 
-    The ends are None where nothing bounds the figure: the mean of one group alone.
+    The ends are None where nothing bounds the value: the mean of one group alone. A bare number,
+    such as the user's own metric may give, has no ``groups``, and so no interval at all.
     """
 
     value: float
-    low: float | None
-    high: float | None
-    n: int
-    groups: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows neither NaN nor infinity: these become None."""
-        ends = {"value": self.value, "low": self.low, "high": self.high}
-        finite = {k: x if x is not None and math.isfinite(x) else None for k, x in ends.items()}
-        return finite | {"n": self.n, "groups": self.groups}
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    groups: int | None = None
 
 
 def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -62,7 +56,7 @@ def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> tuple[
     return (0.0 if p == 0 else low), (1.0 if p == 1 else high)
 
 
-def share(kept: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> Estimate | None:
+def share(kept: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> Figure | None:
     """The share of ``kept``, bool [N], that is true; ``groups`` [N] names each one's group.
 
     The interval is Wilson's for as many voters as there are groups, each with the share of its own
@@ -70,7 +64,7 @@ def share(kept: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> E
     unlike small ones it is widened to hold the value, which counts members. None for N = 0.
     """
     kept = np.asarray(kept, bool)
-    return Estimate(*_voted(kept, groups, confidence)) if len(kept) else None
+    return Figure(*_voted(kept, groups, confidence)) if len(kept) else None
 
 
 def _voted(
@@ -85,7 +79,7 @@ def _voted(
 
 def difference(
     before: np.ndarray, after: np.ndarray, groups: Groups, confidence: float = CONFIDENCE
-) -> Estimate | None:
+) -> Figure | None:
     """The share of ``before`` less that of ``after``, bool [N] each, of the same photos.
 
     It is the share lost less the share gained, whose Wilson intervals are squared and added
@@ -100,10 +94,10 @@ def difference(
     value = lost - gained
     low = value - math.hypot(lost - lost_low, gained_high - gained)
     high = value + math.hypot(lost_high - lost, gained - gained_low)
-    return Estimate(value, low, high, n, voters)
+    return Figure(value, low, high, n, voters)
 
 
-def mean(values: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> Estimate | None:
+def mean(values: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> Figure | None:
     """The mean of ``values`` [N]; NaN values are left out. None if none is left.
 
     The interval is the percentile bootstrap over groups, 2000 draws of one seed (so that equal
@@ -121,7 +115,7 @@ def mean(values: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> 
     sums, counts = _by_group(values, groups)
     value, number = float(values.mean()), len(counts)
     if number < 2:
-        return Estimate(value, None, None, len(values), number)
+        return Figure(value, None, None, len(values), number)
     random, means = np.random.default_rng(0), []
     for _ in range(DRAWS // AT_ONCE):
         drawn = random.integers(number, size=(AT_ONCE, number))
@@ -129,7 +123,7 @@ def mean(values: np.ndarray, groups: Groups, confidence: float = CONFIDENCE) -> 
     level = stdtrit(number - 1, (1 - confidence) / 2) * math.sqrt(number / (number - 1))
     tail = float(ndtr(level))
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail]).tolist()
-    return Estimate(value, low, high, len(values), number)
+    return Figure(value, low, high, len(values), number)
 
 
 def _by_group(values: np.ndarray, groups: Groups) -> tuple[np.ndarray, np.ndarray]:

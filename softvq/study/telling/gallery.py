@@ -5,7 +5,8 @@ from PIL import Image, ImageDraw
 
 from softvq import images
 from softvq.report import Figure, Section, Strip, embed
-from softvq.study.reading import Facts, Study, digits_of
+from softvq.study.records import ArmResult
+from softvq.study.telling.view import View, digits_of
 
 ERROR_LEVELS = 64  # grey levels of error that the error map shows at its brightest
 PHOTO = 320  # pixels of a shown photo's longer side, at most
@@ -16,27 +17,26 @@ LEAST_RANGE = 48.0  # grey levels that an enlarged defect is stretched from, at 
 CROP_ARMS = 6  # configurations that a defect is shown in, spread over the costs
 
 
-def worst_cases(study: Study) -> Section:
-    words, best, cheapest = study.words, study.shown, study.final[0]
+def worst_cases(view: View) -> Section:
+    words, best, cheapest = view.words, view.shown, view.final[0]
     arms = [best] if cheapest is best else [best, cheapest]
     strips = []
-    for i in best["worst"]:
-        name, original = study.names[i], study.originals[i]
-        figures = [_photo(study, original, name, words("picture.original"))]
+    for i in best.worst:
+        name, original = view.results.originals.names[i], view.originals[i]
+        figures = [_photo(view, original, name, words("picture.original"))]
         for arm in arms:
-            rebuilt = study.rebuilt(arm)[i]
+            rebuilt = view.rebuilt(arm)[i]
             error = np.abs(original.astype(int) - rebuilt).mean(-1)
             psnr = f"{_psnr(original, rebuilt):.1f}"
             figures += [
-                _photo(study, rebuilt, name, words("picture.rebuilt", arm=arm["name"], psnr=psnr)),
-                _photo(study, heat(error), name, words("picture.error", arm=arm["name"])),
+                _photo(view, rebuilt, name, words("picture.rebuilt", arm=arm.name, psnr=psnr)),
+                _photo(view, heat(error), name, words("picture.error", arm=arm.name)),
             ]
         strips.append(Strip(name, figures))
-    said: Facts = {"arm": best["name"], "levels": ERROR_LEVELS}
-    if len(arms) > 1:
-        text = words("worst.text", cheapest=cheapest["name"], **said)
+    if cheapest is best:
+        text = words("worst.text.one", arm=best.name, levels=ERROR_LEVELS)
     else:
-        text = words("worst.text.one", **said)
+        text = words("worst.text", arm=best.name, levels=ERROR_LEVELS, cheapest=cheapest.name)
     return Section(words("worst.heading"), [text], strips=strips)
 
 
@@ -54,58 +54,59 @@ def _psnr(original: np.ndarray, rebuilt: np.ndarray) -> float:
     return psnr(original[None].copy(), rebuilt[None].copy())
 
 
-def _photo(study: Study, picture: np.ndarray, name: str, caption: str) -> Figure:
+def _photo(view: View, picture: np.ndarray, name: str, caption: str) -> Figure:
     image = Image.fromarray(np.ascontiguousarray(picture))
     image.thumbnail((PHOTO, PHOTO), images.RESAMPLE)
-    alt = study.words("picture.alt", name=name, what=caption)
+    alt = view.words("picture.alt", name=name, what=caption)
     return Figure(embed(image, QUALITY), caption, alt)
 
 
-def defect_crops(study: Study) -> Section | None:
-    words, best = study.words, study.shown
-    regions = best["regions"]
+def defect_crops(view: View) -> Section | None:
+    words, best = view.words, view.shown
+    regions = best.regions
     if not regions:
         return None
-    known = [r for r, region in enumerate(regions) if region["contrast"] is not None]
-    by_size = sorted(known, key=lambda r: regions[r]["diameter"])[:CROPS]
+    known = {r: x.contrast for r, x in enumerate(regions) if x.contrast is not None}
+    by_size = sorted(known, key=lambda r: regions[r].diameter)[:CROPS]
     rest = [r for r in known if r not in by_size]
-    by_contrast = sorted(rest, key=lambda r: regions[r]["contrast"])[:CROPS]
-    arms = _spread(study)
-    pictures = [study.rebuilt(arm) for arm in arms]
+    by_contrast = sorted(rest, key=lambda r: known[r])[:CROPS]
+    arms = _spread(view)
+    pictures = [view.rebuilt(arm) for arm in arms]
     strips = []
     for r in [*by_size, *by_contrast]:
         region = regions[r]
-        i = region["photo"]
-        name = study.names[i]
-        size = study.measured("smallest_surviving", region["diameter"])
-        window = around(region["box"], study.originals.shape[1:3])
-        levels = range_of(study.originals[i], window)
-        framed = enlarge(study.originals[i], window, levels, region["box"])
-        figures = [_crop(study, framed, name, words("picture.original"))]
+        i = region.photo
+        name = view.results.originals.names[i]
+        size = view.measured("smallest_surviving", region.diameter)
+        window = around(region.box, view.originals.shape[1:3])
+        levels = range_of(view.originals[i], window)
+        framed = enlarge(view.originals[i], window, levels, region.box)
+        figures = [_crop(view, framed, name, words("picture.original"))]
         for arm, rebuilt in zip(arms, pictures, strict=True):
-            kept = words("unit.share", value=digits_of("share", 0, arm["regions"][r]["contrast"]))
-            caption = words("picture.contrast", arm=arm["name"], kept=kept)
-            figures.append(_crop(study, enlarge(rebuilt[i], window, levels), name, caption))
+            share = arm.regions[r].contrast or 0.0
+            kept = words("unit.share", value=digits_of("share", 0, share))
+            caption = words("picture.contrast", arm=arm.name, kept=kept)
+            figures.append(_crop(view, enlarge(rebuilt[i], window, levels), name, caption))
         strips.append(Strip(words("crops.strip", name=name, size=size), figures))
-    said = {"smallest": len(by_size), "least": len(by_contrast), "arm": best["name"]}
+    said = {"smallest": len(by_size), "least": len(by_contrast), "arm": best.name}
     return Section(words("crops.heading"), [words("crops.text", **said)], strips=strips)
 
 
-def _crop(study: Study, image: Image.Image, name: str, caption: str) -> Figure:
-    return Figure(embed(image), caption, study.words("picture.alt", name=name, what=caption))
+def _crop(view: View, image: Image.Image, name: str, caption: str) -> Figure:
+    return Figure(embed(image), caption, view.words("picture.alt", name=name, what=caption))
 
 
-def _spread(study: Study) -> list[Facts]:
+def _spread(view: View) -> list[ArmResult]:
     """Of the arms trained to the end at most CROP_ARMS, evenly over the costs, with the shown."""
-    count = len(study.final)
+    count = len(view.final)
     chosen = {round(k) for k in np.linspace(0, count - 1, min(count, CROP_ARMS))}
-    shown = study.final.index(study.shown)
+    shown = view.final.index(view.shown)
     if shown not in chosen:
         chosen.remove(min(chosen, key=lambda k: abs(k - shown)))
-    return [study.final[k] for k in sorted({*chosen, shown})]
+    return [view.final[k] for k in sorted({*chosen, shown})]
 
 
-def around(box: list[int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+def around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """A square window (left, top, right, bottom) on a box and its surroundings, in a photo of
     ``size`` (H, W)."""
     x1, y1, x2, y2 = box
@@ -128,7 +129,7 @@ def enlarge(
     photo: np.ndarray,
     window: tuple[int, int, int, int],
     levels: tuple[float, float] = (0.0, 255.0),
-    box: list[int] | None = None,
+    box: tuple[int, int, int, int] | None = None,
 ) -> Image.Image:
     """The window of a photo, every pixel a square, ``levels`` stretched over black to white;
     ``box`` is framed."""

@@ -8,29 +8,35 @@ a photo, so that tokens grow wider; or both are tried.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from softvq.errors import UserError
 from softvq.evaluate.cost import generator_cost, tokenizer_cost
+from softvq.evaluate.intervals import mean
 from softvq.evaluate.systems import CLASSES
 from softvq.generator.transformer import SiTConfig
 from softvq.recipe import TokenizerRecipe, load_recipe
-from softvq.study.intervals import mean
+from softvq.study.records import ArmCost
+from softvq.study.settings import PATCHES, Bottleneck, Settings
+from softvq.tokenizer import TokenizerConfig
 
-HOLDS = ("channels", "floats", "both")
-BOTTLENECKS = ("softvq", "kl", "vq", "ae")
-PATCHES = 8  # along each side: the work of a photo is then the same at every size
 GENTLE = 0.5  # learning rates of what is trained already, as a share of the recipe's
 MARGIN_DB = 0.25  # by which one arm must surely be better for another to stop
+
+
+@cache
+def base_recipe() -> TokenizerRecipe:
+    """The shipped recipe, from which every arm's differs as little as it can."""
+    return load_recipe(TokenizerRecipe, "small", [])
 
 
 @dataclass(frozen=True)
 class Arm:
     """A tokenizer to try; ``held``: what of it is the same in other arms of its bottleneck."""
 
-    kind: str
+    kind: Bottleneck
     tokens: int
     channels: int
     held: tuple[str, ...]
@@ -44,19 +50,18 @@ class Arm:
         """Numbers that a photo becomes."""
         return self.tokens * self.channels
 
-    def recipe(self, settings: "Settings", images: int, init: Path | None) -> TokenizerRecipe:
-        """The shipped recipe with this arm's bottleneck, for photos of the study's size.
+    @property
+    def bytes(self) -> float:
+        """Of a photo's tokens: 16 bits a number, or a codeword's number where tokens are chosen."""
+        if self.kind == "vq":
+            return self.tokens * math.ceil(math.log2(base_recipe().model.codebook_size)) / 8
+        return 2 * self.floats
 
-        ``init``: the weights that it starts from, None for none.
-        """
-        base = load_recipe(TokenizerRecipe, "small", [])
+    def config(self, settings: Settings) -> TokenizerConfig:
+        """The shipped model with this arm's bottleneck, for photos of the study's size."""
         height, width = settings.size
-        if height != width or height % PATCHES:
-            raise UserError(
-                f"--size must be a multiple of {PATCHES}, one number: photos are square"
-            )
-        model = replace(
-            base.model,
+        return replace(
+            base_recipe().model,
             height=height,
             width=width,
             patch=height // PATCHES,
@@ -67,11 +72,17 @@ class Arm:
             vq_update="ema",
             l2_norm=self.kind != "vq",
         )
-        warm = images // 20
+
+    def recipe(self, settings: Settings, images: int, init: Path | None) -> TokenizerRecipe:
+        """The shipped recipe with this arm's model, for a rung of ``images`` photos.
+
+        ``init``: the weights that it starts from, None for none.
+        """
+        base = base_recipe()
         train = replace(
             base.train,
             images=images,
-            warmup=warm,
+            warmup=images // 20,
             seed=settings.seed,
             ema_halflife=min(base.train.ema_halflife, images // 10),
             log_every=max(base.train.batch, images // 20),
@@ -80,48 +91,24 @@ class Arm:
         )
         if init is not None:
             train = replace(train, lr=GENTLE * train.lr, muon_lr=GENTLE * train.muon_lr)
-        data = replace(base.data, source=settings.data, fit=settings.fit)
         return replace(
-            base, data=data, model=model, train=train, init=None if init is None else str(init)
+            base,
+            data=replace(base.data, source=settings.data, fit=settings.fit),
+            model=self.config(settings),
+            train=train,
+            init=None if init is None else str(init),
         )
 
-    def bytes(self, codewords: int) -> float:
-        """Of a photo's tokens: 16 bits a number, or a codeword's number where tokens are chosen."""
-        if self.kind == "vq":
-            return self.tokens * math.ceil(math.log2(codewords)) / 8
-        return 2 * self.floats
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a study's figures; a study of others is another study.
-
-    data: folder of photos.  size: (height, width) that photos are fitted to.  fit: crop | stretch.
-    init: the trained tokenizer that arms start from, or "none".
-    images: photos that an arm sees in its first rung; None measures this machine and spends
-        ``budget`` seconds.
-    """
-
-    data: str
-    size: tuple[int, int] = (64, 64)
-    fit: str = "stretch"
-    init: str = "shipped"
-    tokens: tuple[int, ...] = (8, 16, 32, 64)
-    hold: str = "channels"
-    channels: int = 32
-    bottlenecks: tuple[str, ...] = ("softvq", "kl", "vq")
-    budget: float = 3600.0
-    images: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.hold not in HOLDS:
-            raise UserError(f"--hold '{self.hold}' is none of {', '.join(HOLDS)}")
-        for name in self.bottlenecks:
-            if name not in BOTTLENECKS:
-                raise UserError(f"bottleneck '{name}' is none of {', '.join(BOTTLENECKS)}")
-        if not self.tokens or min(self.tokens) < 1:
-            raise UserError("--tokens takes whole numbers of 1 or more, with commas")
+    def cost(self, settings: Settings) -> ArmCost:
+        """Counted, not measured."""
+        parts = tokenizer_cost(self.config(settings))
+        drawing = generator_cost(SiTConfig.sized("XL", self.tokens, self.channels, CLASSES), 1, 1.0)
+        return ArmCost(
+            parameters=sum(part.parameters for part in parts.values()),
+            encode_gflops=(parts["encoder"].flops + parts["bottleneck"].flops) / 1e9,
+            decode_gflops=parts["decoder"].flops / 1e9,
+            generator_gflops=drawing["network"].flops / 1e9,
+        )
 
 
 def make_arms(settings: Settings) -> list[Arm]:
@@ -137,19 +124,19 @@ def make_arms(settings: Settings) -> list[Arm]:
     arms = [
         Arm(kind, *shape, tuple(held))
         for shape, held in shapes.items()
-        for kind in settings.bottlenecks
+        for kind in dict.fromkeys(settings.bottlenecks)
     ]
     # Tokens decide what a generator costs, then numbers.
     return sorted(arms, key=lambda arm: (arm.tokens, arm.floats))
 
 
-def hopeless(
+def dominating(
     arm: Arm,
     others: Sequence[Arm],
     psnr: dict[str, np.ndarray],
     groups: list[str],
 ) -> tuple[Arm, float] | None:
-    """The arm that shows this one to be hopeless, and by how many dB; None while there is hope.
+    """The arm that dominates this one the most, and by how many dB; None if none does.
 
     It has no more tokens and no more numbers, and its PSNR is higher by more than MARGIN_DB with
     confidence: the lower end of the interval of the paired difference over the photos [N].
@@ -166,15 +153,3 @@ def hopeless(
         return None
     gap_db, best = max(found, key=lambda pair: pair[0])
     return best, gap_db
-
-
-def cost(arm: Arm, recipe: TokenizerRecipe) -> dict[str, float]:
-    """Parameters of the tokenizer; GFLOPs of encoding, decoding, and of a SiT-XL/1's evaluation."""
-    parts = tokenizer_cost(recipe.model)
-    drawing = generator_cost(SiTConfig.sized("XL", arm.tokens, arm.channels, CLASSES), 1, 1.0)
-    return {
-        "parameters": sum(part.parameters for part in parts.values()),
-        "encode_gflops": (parts["encoder"].flops + parts["bottleneck"].flops) / 1e9,
-        "decode_gflops": parts["decoder"].flops / 1e9,
-        "generator_gflops": drawing["network"].flops / 1e9,
-    }

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softvq import images
+from softvq.coding import BATCH
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 PIXELS = "decoder.to_pixels"  # rows are the pixels of a patch
-BATCH = 64
 FITTED = 512  # photos that another bottleneck is fitted on
 RIDGE = 1e-6  # of the mean square of a feature
 QUIET = -6.0  # log variance of a posterior that still says what it means
@@ -42,12 +42,12 @@ def starting_point(
                 fit_into(own, resampled(name, theirs[name], *patches))
     if config.bottleneck != source.config.bottleneck:
         chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), FITTED)).astype(int)
-        say_the_same(made, source, pictures[chosen])
+        fit_bottleneck(made, source, pictures[chosen])
     return made
 
 
 @torch.no_grad()
-def say_the_same(made: Tokenizer, source: Tokenizer, pictures: np.ndarray) -> None:
+def fit_bottleneck(made: Tokenizer, source: Tokenizer, pictures: np.ndarray) -> None:
     """Fit the input of ``made``'s bottleneck so that its latents are those of ``source``."""
     size = (source.config.height, source.config.width)
     features, latents = [], []

@@ -1,4 +1,4 @@
-"""The classifier that a study asks whether a defect is still there: it finds it, and says where.
+"""The detector that a study asks whether a defect is still there: it finds it, and says where.
 
 It is trained on originals alone. Each cell of 8 x 8 pixels is judged by a small head on frozen
 convolutional features, those of the shipped probe, at the four scales of its stages: a few hundred
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from softvq import images
 from softvq.checks import check_fields
 from softvq.data import Store
+from softvq.evaluate.corruptions import to_levels
 from softvq.io import load_model, save_model
 from softvq.models import model_folder
 from softvq.probe import STAGES, Probe, ProbeConfig
@@ -136,17 +137,13 @@ def views(photos: Store, masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.nda
         (lambda x: x, lambda m: m),
         (lambda x: x[:, :, ::-1], lambda m: m[:, :, ::-1]),
         (lambda x: x[:, ::-1], lambda m: m[:, ::-1]),
-        (lambda x: _levels(0.75 * x[:, ::-1, ::-1]), lambda m: m[:, ::-1, ::-1]),
-        (lambda x: _levels(0.8 * x + 38), lambda m: m),
+        (lambda x: to_levels(0.75 * x[:, ::-1, ::-1]), lambda m: m[:, ::-1, ::-1]),
+        (lambda x: to_levels(0.8 * x + 38), lambda m: m),
     )
     for change, alike in changes[: max(1, VIEWS // len(chosen))]:
         for some in np.array_split(chosen, -(-len(chosen) // BATCH)):
             pixels = np.asarray(photos.images[some])
             yield change(pixels), alike(masks[some]), photos.labels[some]
-
-
-def _levels(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def train_detector(

@@ -1,0 +1,1 @@
+"""Looking at the photos before anything is trained."""

@@ -1,0 +1,1 @@
+"""Training the arms, and what costs no training beside them."""
