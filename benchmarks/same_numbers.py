@@ -19,8 +19,8 @@ from softvq.evaluate.baselines import coded
 from softvq.evaluate.distances import frechet_distance
 from softvq.evaluate.features import probe_features
 from softvq.evaluate.pixels import psnr, ssim
-from softvq.probe import Probe
 from softvq.models import model_folder, open_tokenizer
+from softvq.probe import Probe
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import yaml
 from softvq.data import Store
 from softvq.errors import UserError
 from softvq.evaluate.detector import Detector, train_detector
-from softvq.outputs import claimed, refuse_overlap
 from softvq.models import open_tokenizer
+from softvq.outputs import claimed, refuse_overlap
 from softvq.study.clock import TIMES, Clock
 from softvq.study.judging.bench import Bench
 from softvq.study.judging.criteria import Criteria, load_criteria
