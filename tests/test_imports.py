@@ -12,7 +12,7 @@ ROOT = Path(softvq.__file__).parent
 # From the ground up. A file may import from its own line and from those above it. A name that ends
 # in a dot is a folder; a file that is named itself stands where it is named.
 ROOMS = [
-    "errors",
+    "errors fields",
     "checks",
     "io",
     "outputs device",
@@ -26,7 +26,7 @@ ROOMS = [
     "interop.",
     "models",
     "coding",
-    "quality",
+    "quality tiles",
     "tokens",
     "pipeline",
     "as_diffusers generate npz",
