@@ -29,6 +29,7 @@ Box = tuple[int, int, int, int]
 WINDOW, SIGMA = 11, 1.5  # pixels across SSIM's Gaussian window (Wang et al. 2004)
 K1, K2 = 0.01, 0.03
 BORDERS = ("crop", "reflect")
+LOOKED_AT = 32  # pictures that the eye sees at one time
 
 
 def _unit(pictures: Pictures) -> Tensor:
@@ -162,10 +163,13 @@ def eye_distance(a: Pictures, b: Pictures, network: EyeDistance | None = None) -
     1 is about what a 256 px photo differs from its 26 x 26 thumbnail; see :class:`EyeDistance`.
     Looked at in the size that the pictures have, float32. ``network``: one that is open already.
     """
-    x, y = _pair(a, b)
     network = EyeDistance() if network is None else network
     device = next(network.parameters()).device
-    return network(*((2 * z - 1).float().to(device) for z in (x, y))).double().cpu().numpy()
+    found = []
+    for first in range(0, len(a), LOOKED_AT):
+        pair = _pair(a[first : first + LOOKED_AT], b[first : first + LOOKED_AT])
+        found.append(network(*((2 * x - 1).float().to(device) for x in pair)).double().cpu())
+    return torch.cat(found).numpy()
 
 
 def psnr(a: Pictures, b: Pictures, mask: Masks = None) -> float:
