@@ -5,20 +5,15 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sized
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from softvq import __version__, options
 from softvq.errors import SoftVQWarning, UserError
-from softvq.fields import table
 from softvq.parser import Command, CommandLine, load
 
 if TYPE_CHECKING:
-    from softvq.data import Store
-    from softvq.evaluate.features import FeatureNetwork
-    from softvq.tokenizer import Tokenizer
+    from softvq.commands import Outcome
 
 GROUPS = {
     "": """Photos to a few continuous tokens and back, and new photos from new tokens.
@@ -35,43 +30,39 @@ GROUPS = {
     """,
 }
 COMMANDS = {
-    "demo": Command(options.Demo, "softvq.cli:demo"),
+    "demo": Command(options.Demo, "softvq.commands:demo"),
     "train tokenizer": Command(
-        options.TrainTokenizer, "softvq.cli:train_tokenizer", "softvq.recipe:tokenizer_keys"
+        options.TrainTokenizer, "softvq.commands:train_tokenizer", "softvq.recipe:tokenizer_keys"
     ),
     "train generator": Command(
-        options.TrainGenerator, "softvq.cli:train_generator", "softvq.recipe:generator_keys"
+        options.TrainGenerator, "softvq.commands:train_generator", "softvq.recipe:generator_keys"
     ),
     "train probe": Command(
-        options.TrainProbe, "softvq.cli:train_probe", "softvq.recipe:probe_keys"
+        options.TrainProbe, "softvq.commands:train_probe", "softvq.recipe:probe_keys"
     ),
-    "encode": Command(options.Encode, "softvq.cli:encode"),
-    "decode": Command(options.Decode, "softvq.cli:decode"),
-    "reconstruct": Command(options.Reconstruct, "softvq.cli:reconstruct"),
-    "generate": Command(options.Generate, "softvq.cli:generate"),
+    "encode": Command(options.Encode, "softvq.commands:encode"),
+    "decode": Command(options.Decode, "softvq.commands:decode"),
+    "reconstruct": Command(options.Reconstruct, "softvq.commands:reconstruct"),
+    "generate": Command(options.Generate, "softvq.commands:generate"),
     "evaluate reconstruction": Command(
-        options.EvaluateReconstruction, "softvq.cli:evaluate_reconstruction"
+        options.EvaluateReconstruction, "softvq.commands:evaluate_reconstruction"
     ),
-    "evaluate generation": Command(options.EvaluateGeneration, "softvq.cli:evaluate_generation"),
-    "evaluate latents": Command(options.EvaluateLatents, "softvq.cli:evaluate_latents"),
-    "evaluate statistics": Command(options.EvaluateStatistics, "softvq.cli:evaluate_statistics"),
-    "cost": Command(options.Cost, "softvq.cli:cost"),
-    "study": Command(options.Study, "softvq.cli:study"),
-    "import": Command(options.Import, "softvq.cli:import_model"),
-    "export": Command(options.Export, "softvq.cli:export_model"),
-    "info": Command(options.Info, "softvq.cli:info"),
-    "recipes": Command(options.Recipes, "softvq.cli:recipes"),
-    "classes": Command(options.Classes, "softvq.cli:classes"),
+    "evaluate generation": Command(
+        options.EvaluateGeneration, "softvq.commands:evaluate_generation"
+    ),
+    "evaluate latents": Command(options.EvaluateLatents, "softvq.commands:evaluate_latents"),
+    "evaluate statistics": Command(
+        options.EvaluateStatistics, "softvq.commands:evaluate_statistics"
+    ),
+    "cost": Command(options.Cost, "softvq.commands:cost"),
+    "study": Command(options.Study, "softvq.commands:study"),
+    "import": Command(options.Import, "softvq.commands:import_model"),
+    "export": Command(options.Export, "softvq.commands:export_model"),
+    "info": Command(options.Info, "softvq.commands:info"),
+    "recipes": Command(options.Recipes, "softvq.commands:recipes"),
+    "classes": Command(options.Classes, "softvq.commands:classes"),
     "completion": Command(options.Completion, "softvq.cli:completion"),
 }
-
-
-@dataclass
-class Outcome:
-    """What came of a command: lines for people, and the same as facts for ``--json``."""
-
-    text: str
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def command_line() -> CommandLine:
@@ -88,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         command, asked = parsed
         with _silence(asked):
+            if getattr(asked, "device", "auto") != "auto":
+                load("softvq.device:use_device")(asked.device)
             outcome = load(command.run)(asked)
         if outcome is None:
             return 130  # stopped, and it has said so
@@ -147,378 +140,8 @@ def _format_warning(
     return f"softvq: warning: {' '.join(str(message).split())}\n"
 
 
-# ---- commands: options -> outcome, None if stopped ----
+def completion(asked: options.Completion) -> "Outcome":
+    """What a shell completes the command line with."""
+    from softvq.commands import Outcome
 
-
-def demo(asked: options.Demo) -> Outcome | None:
-    from softvq.demo import run_demo
-
-    return Outcome("", {"out": asked.out}) if run_demo(Path(asked.out), asked.minutes) else None
-
-
-def train_tokenizer(asked: options.TrainTokenizer) -> Outcome | None:
-    from softvq.recipe import TokenizerRecipe, load_recipe
-    from softvq.train.tokenizer import train_tokenizer
-
-    recipe = load_recipe(TokenizerRecipe, asked.recipe, asked.overrides)
-    recipe.data.source = asked.data or recipe.data.source
-    recipe.init = asked.init or recipe.init
-    recipe.trainable = "decoder" if asked.decoder_only else recipe.trainable
-    return _planned(recipe, asked) or _trained(
-        train_tokenizer(recipe, Path(asked.out)), recipe, asked
-    )
-
-
-def train_generator(asked: options.TrainGenerator) -> Outcome | None:
-    from softvq.recipe import GeneratorRecipe, load_recipe
-    from softvq.train.generator import train_generator
-
-    recipe = load_recipe(GeneratorRecipe, asked.recipe, asked.overrides)
-    recipe.data.source = asked.data or recipe.data.source
-    recipe.tokenizer = asked.tokenizer or recipe.tokenizer
-    return _planned(recipe, asked) or _trained(
-        train_generator(recipe, Path(asked.out)), recipe, asked
-    )
-
-
-def train_probe(asked: options.TrainProbe) -> Outcome | None:
-    from softvq.recipe import ProbeRecipe, load_recipe
-    from softvq.train.probe import train_probe
-
-    recipe = load_recipe(ProbeRecipe, asked.recipe, asked.overrides)
-    recipe.data.source = asked.data or recipe.data.source
-    return _planned(recipe, asked) or _trained(train_probe(recipe, Path(asked.out)), recipe, asked)
-
-
-def encode(asked: options.Encode) -> Outcome:
-    from softvq.tokens import encode_folder
-
-    tokenizer = _tokenizer(asked)
-    tokens, new = encode_folder(
-        tokenizer,
-        asked.data,
-        asked.out,
-        asked.split,
-        asked.batch,
-        found=lambda photos: _say_found(photos, asked.out),
-    )
-    index = tokens.index
-    shape = f"{index.tokens} tokens of {index.channels} numbers"
-    added = "" if new == len(tokens) else f" ({new:,} of them new)"
-    return Outcome(
-        f"{_n(tokens.names, 'photo')} as {shape} each in {asked.out}{added}",
-        {
-            "images": len(tokens), "new": new, "skipped": len(index.skipped),
-            "height": index.height, "width": index.width,
-            "floats_per_image": index.tokens * index.channels, "out": asked.out,
-        },
-    )  # fmt: skip
-
-
-def decode(asked: options.Decode) -> Outcome | None:
-    from softvq.fingerprint import fingerprint
-    from softvq.tokens import decode_folder, read_tokens
-
-    tokenizer = _tokenizer(asked)
-    if asked.npz:
-        from softvq.generate import decode_tokens
-
-        tokens = read_tokens(asked.tokens, fingerprint(tokenizer))
-        return _npz_written(decode_tokens(tokenizer, tokens, asked.npz), tokens, asked.npz)
-    assert asked.out is not None
-    pictures = range(decode_folder(tokenizer, asked.tokens, asked.out, asked.overwrite))
-    return Outcome(f"{_n(pictures, 'picture')} in {asked.out}", _pictures(pictures, asked.out))
-
-
-def reconstruct(asked: options.Reconstruct) -> Outcome:
-    from softvq.coding import reconstruct_folder
-
-    count = reconstruct_folder(
-        _tokenizer(asked), asked.data, asked.out, scale=asked.scale, overwrite=asked.overwrite,
-        found=lambda photos: _say_found(photos, asked.out),
-    )  # fmt: skip
-    text = f"{_n(range(count), 'picture')} (original | reconstruction) in {asked.out}"
-    return Outcome(text, _pictures(range(count), asked.out))
-
-
-def generate(asked: options.Generate) -> Outcome | None:
-    from softvq.generate import ask, generate, generate_folder
-    from softvq.pipeline import Pipeline
-
-    pipeline = Pipeline.from_pretrained(asked.model)
-    pipeline.precision = asked.precision
-    if asked.compile:
-        pipeline.compile()
-    out = asked.npz or asked.out
-    assert out is not None
-    request = ask(
-        pipeline, asked.labels, asked.count, asked.per_class, asked.seed, bool(asked.npz), out
-    )
-    wanted = {"seed": asked.seed, "batch": asked.batch} | _sampling(asked, pipeline.generator)
-    if asked.npz:
-        beside = {"decode_batch": asked.decode_batch or asked.batch, "latents": asked.latents}
-        count = None if request.labels else request.count
-        finished = generate(pipeline, asked.npz, request.labels, count, **wanted, **beside)
-        return _npz_written(finished, range(request.count), asked.npz)
-    pipeline.to(_device())
-    drawn = range(generate_folder(pipeline, out, request, overwrite=asked.overwrite, **wanted))
-    return Outcome(f"{_n(drawn, 'picture')} and grid.png in {out}", _pictures(drawn, out))
-
-
-def evaluate_reconstruction(asked: options.EvaluateReconstruction) -> Outcome:
-    from softvq.evaluate.trained import evaluate_reconstruction
-    from softvq.tokenizer.lpips import LPIPS
-
-    tokenizer = _tokenizer(asked)
-    network = _features(asked) if asked.features else None
-    lpips = LPIPS.from_file(asked.lpips).to(_device()) if asked.lpips else None
-    masks = Path(asked.masks) if asked.masks else None
-    with _decoded(asked.data, asked.split, tokenizer) as photos:
-        figures = evaluate_reconstruction(tokenizer, photos, network, lpips, masks)
-        facts = _facts(photos, tokenizer) | {"split": asked.split}
-    return _figures(facts | ({"features": network.name} if network else {}) | figures)
-
-
-def evaluate_generation(asked: options.EvaluateGeneration) -> Outcome:
-    from softvq.evaluate.statistics import open_statistics
-    from softvq.evaluate.trained import evaluate_generation
-    from softvq.pipeline import Pipeline
-
-    pipeline, network = Pipeline.from_pretrained(asked.model), _features(asked)
-    pipeline.to(_device())
-    sampling = {"seed": asked.seed} | _sampling(asked, pipeline.generator)
-    facts: dict[str, Any]
-    if asked.reference:
-        reference, made_with = open_statistics(asked.reference)
-        if made_with not in (None, network.name):
-            raise UserError(f"{asked.reference}: of {made_with}, not of {network.name}")
-        figures = evaluate_generation(
-            pipeline, network, reference=reference, count=asked.images, **sampling
-        )
-        facts = {"images": asked.images, "reference": asked.reference}
-    else:
-        assert asked.data is not None
-        with _decoded(asked.data, asked.split, pipeline.tokenizer) as photos:
-            figures = evaluate_generation(pipeline, network, photos, **sampling)
-            facts = _facts(photos, pipeline.tokenizer) | {"split": asked.split}
-    return _figures(facts | {"features": network.name} | sampling | figures)
-
-
-def evaluate_latents(asked: options.EvaluateLatents) -> Outcome:
-    from softvq.evaluate.trained import evaluate_latents
-
-    tokenizer = _tokenizer(asked)
-    with (
-        _decoded(asked.data, "train", tokenizer) as train,
-        _decoded(asked.data, "val", tokenizer) as held_out,
-    ):
-        figures = evaluate_latents(tokenizer, train, held_out)
-    config = tokenizer.config
-    return _figures({"tokens": config.tokens, "channels": config.channels} | figures)
-
-
-def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
-    from softvq import images
-    from softvq.data import fixed_batches
-    from softvq.evaluate.features import FeatureSet
-    from softvq.evaluate.statistics import save_statistics
-
-    network = _features(asked)
-    with _decoded(asked.data, asked.split, _tokenizer(asked)) as photos:
-        batches = (images.to_uint8(pixels) for pixels, _ in fixed_batches(photos, options.BATCH))
-        gathered = FeatureSet.of(network, batches, keep=False)
-        save_statistics(asked.out, gathered.statistics, network.name)
-        text = f"{network.name} of {_n(photos.names, 'photo')} in {asked.out}"
-        return Outcome(text, {"images": len(photos), "features": network.name, "out": asked.out})
-
-
-def cost(asked: options.Cost) -> Outcome:
-    from softvq.evaluate import cost_table, figures, systems
-
-    prices = figures.Prices(
-        asked.price_per_hour or 0.0, asked.watts or 0.0, asked.price_per_kwh or 0.0, asked.currency
-    )
-    named = [systems.open_system(name, asked.generator, asked.size) for name in asked.recipes]
-    columns = [figures.figures(system, asked.steps, asked.guidance) for system in named]
-    if asked.measure or any(prices[:3]):
-        for system, column in zip(named, columns, strict=True):
-            rates = figures.measure(system, asked.batch, asked.steps, asked.guidance, _device())
-            column["measured"] = {task: rate._asdict() for task, rate in rates.items()}
-            if any(prices[:3]):
-                column["currency"] = prices.currency
-                column["per_million"] = {
-                    task: figures.per_million(rate, prices) for task, rate in rates.items()
-                }
-    baselines = [
-        figures.figures(systems.dit_xl_2(pixels), asked.steps, asked.guidance)
-        for pixels in systems.BASELINES.values()
-    ]
-    return Outcome(
-        cost_table.table(columns, baselines), {"systems": columns, "baselines": baselines}
-    )
-
-
-def study(asked: options.Study) -> Outcome | None:
-    from softvq.study.settings import Known, Settings
-    from softvq.study.study import run_study
-
-    parts = [
-        kind(**{f.name: getattr(asked, f.name) for f in fields(kind)})
-        for kind in (Settings, Known)
-    ]
-    finished = run_study(*parts, Path(asked.out), asked.criteria, asked.lang)
-    return Outcome("", {"out": asked.out}) if finished else None
-
-
-def import_model(asked: options.Import) -> Outcome:
-    from softvq.models import import_model
-
-    kind = import_model(asked.source, Path(asked.target), asked.num_heads, asked.download)
-    return Outcome(f"{kind} in {asked.target}")
-
-
-def export_model(asked: options.Export) -> Outcome:
-    from softvq.models import export_model
-
-    return Outcome(
-        f"{export_model(asked.source, Path(asked.target), asked.format)} in {asked.target}"
-    )
-
-
-def info(asked: options.Info) -> Outcome:
-    from softvq.models import describe
-
-    found = describe(asked.directory)
-    return Outcome(str(found), asdict(found))
-
-
-def recipes(asked: options.Recipes) -> Outcome:
-    from softvq import recipe as room
-
-    if asked.recipe:
-        found = room.open_recipe(asked.recipe)
-        return Outcome(room.recipe_yaml(found).rstrip(), asdict(found))
-    names = room.shipped_recipes()
-    rows = [(name, f"{room.kind_of(name)}: {room.about_recipe(name)}") for name in names]
-    return Outcome(table("recipes", rows), {"recipes": dict(rows)})
-
-
-def classes(asked: options.Classes) -> Outcome:
-    from softvq.data import find_photos
-    from softvq.models import describe
-
-    try:
-        names = list(describe(asked.source).classes)
-    except UserError:
-        photos = find_photos(asked.source, "all")
-        names = photos.classes
-        print(photos.summary(), file=sys.stderr)
-    rows = [f"{i:>4}  {name}" for i, name in enumerate(names)]
-    return Outcome("\n".join(rows) or "no classes", {"classes": names})
-
-
-def completion(asked: options.Completion) -> Outcome:
     return Outcome(command_line().app(*COMMANDS).generate_completion(shell=asked.shell))
-
-
-# ---- what the commands share ----
-
-
-def _device() -> str:
-    from softvq.device import pick_device
-
-    return str(pick_device())
-
-
-def _tokenizer(asked: options.OfTokenizer) -> "Tokenizer":
-    from softvq.models import open_tokenizer
-
-    return open_tokenizer(asked.tokenizer, asked.size).to(_device())
-
-
-def _features(asked: options.OfFeatures) -> "FeatureNetwork":
-    from softvq.evaluate.features import load_network
-
-    return load_network(asked.features, asked.preprocessing, _device())
-
-
-def _sampling(asked: options.OfSampling, generator: Any) -> dict[str, Any]:
-    """How to sample: as was asked for, and otherwise as the generator does by itself."""
-    from softvq.generator.families import family_of
-
-    names = [f.name for f in fields(options.OfSampling) if f.name != "seed"]
-    given = {name: getattr(asked, name) for name in names}
-    wanted = family_of(generator).options | {k: v for k, v in given.items() if v is not None}
-    return {name: value for name, value in wanted.items() if value is not None}
-
-
-def _planned(recipe: Any, asked: options.Training) -> Outcome | None:
-    from softvq.train.summary import plan
-
-    if not asked.dry_run:
-        return None
-    found = plan(recipe)
-    return Outcome(str(found), asdict(found))
-
-
-def _trained(finished: bool, recipe: Any, asked: options.Training) -> Outcome | None:
-    from softvq.train.summary import result
-
-    if not finished:
-        return None
-    found = result(recipe, Path(asked.out))
-    facts = {"images": found.images, "out": asked.out} | found.figures
-    return Outcome(str(found) if os.environ.get("RANK", "0") == "0" else "", facts)
-
-
-def _npz_written(finished: bool, pictures: Sized, path: str) -> Outcome | None:
-    first = os.environ.get("RANK", "0") == "0"
-    text = f"{_n(pictures, 'picture')} in {path}" if first else ""
-    return Outcome(text, _pictures(pictures, path)) if finished else None
-
-
-def _pictures(pictures: Sized, out: str | None) -> dict[str, Any]:
-    return {"pictures": len(pictures), "out": out}
-
-
-def _facts(photos: "Store", tokenizer: "Tokenizer") -> dict[str, Any]:
-    """What a figure is of."""
-    height, width = photos.size
-    floats = tokenizer.config.tokens * tokenizer.config.channels
-    counts = {"images": len(photos), "skipped": len(photos.skipped)}
-    return counts | {"height": height, "width": width, "floats_per_image": floats}
-
-
-def _figures(figures: dict[str, Any]) -> Outcome:
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
-    lines = []
-    for name, value in rounded.items():
-        shown = " ".join(f"{x:.3f}" for x in value) if isinstance(value, list) else value
-        lines.append(f"{name:<23}{shown}")
-    return Outcome("\n".join(lines), rounded)
-
-
-def _size(tokenizer: "Tokenizer") -> tuple[int, int]:
-    return tokenizer.config.height, tokenizer.config.width
-
-
-@contextlib.contextmanager
-def _decoded(source: str, split: str, tokenizer: "Tokenizer") -> Iterator["Store"]:
-    """The photos at the tokenizer's size; what was found is said on stderr."""
-    from softvq.data import temporary_store
-
-    with temporary_store(source, split, _size(tokenizer)) as photos:
-        _say_found(photos)
-        yield photos
-
-
-def _say_found(photos: "Store", out: str | None = None) -> None:
-    """Which photos, split and classes there are; how many are damaged, listed in ``out``."""
-    print(photos.summary, file=sys.stderr)
-    if photos.skipped:
-        listed = f", listed in {Path(out) / 'skipped.jsonl'}" if out else ""
-        print(f"skipped {_n(photos.skipped, 'damaged photo')}{listed}", file=sys.stderr)
-
-
-def _n(things: Sized, noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"

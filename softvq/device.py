@@ -4,12 +4,21 @@ import torch
 
 from softvq.errors import UserError
 
+wanted = "auto"  # by the command line
+
+
+def use_device(name: str) -> None:
+    """From now on, auto is this device. Raises UserError as :func:`pick_device`."""
+    global wanted
+    wanted = pick_device(name).type
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called auto, cpu, cuda or mps; auto: the accelerator there is, else the CPU.
 
     Raises UserError if this machine has none of that kind.
     """
+    name = wanted if name == "auto" else name
     there = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return there or torch.device("cpu")

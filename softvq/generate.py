@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from softvq import images
 from softvq.coding import BATCH, check_size
+from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
@@ -375,7 +376,7 @@ def _write_blocks(
 
 def _processes() -> PartialState:
     # Told so, accelerate joins the processes of torchrun on CPUs too.
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=pick_device().type == "cpu")
 
 
 def _hash(value: object) -> str:

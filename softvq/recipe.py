@@ -1,6 +1,5 @@
 """Recipes: the whole configuration of a run, typed, from YAML and command-line overrides."""
 
-import contextlib
 import itertools
 import os
 import re
@@ -354,11 +353,14 @@ def kind_of(name: str) -> str:
     """What a recipe trains, of KINDS: as it says, or else the first kind that it can be of."""
     if said := recipe_kind(recipe_layers(name)):
         return said
+    faults = []
     for kind, recipe in KINDS.items():
-        with contextlib.suppress(UserError):
+        try:
             load_recipe(recipe, name)
             return kind
-    raise UserError(f"{name}: lacks kind, one of {', '.join(KINDS)}; or has unknown keys")
+        except UserError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 def open_recipe(name: str) -> Any:

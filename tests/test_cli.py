@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softvq import cli, images
+from softvq import cli, commands, images
 from softvq.data import find_photos
 from softvq.fields import field_help
 from softvq.probe import Probe, ProbeConfig
@@ -158,7 +158,7 @@ def test_errors_of_the_system_are_one_line(error, code, message, monkeypatch, ca
     def fail(args):
         raise error
 
-    monkeypatch.setattr(cli, "demo", fail)
+    monkeypatch.setattr(commands, "demo", fail)
     result = run(capsys, "demo", "--out", "x")
     assert result[0] == code and message in result[2] and result[2].count("\n") == 1
 
@@ -167,7 +167,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def fail(args):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(cli, "demo", fail)
+    monkeypatch.setattr(commands, "demo", fail)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["demo", "--out", "x"])
 

@@ -34,7 +34,8 @@ ROOMS = [
     "evaluate.",
     "train.",
     "study.",
-    "demo parser",
+    "demo",
+    "commands parser",
     "cli",
     "__main__",
 ]

@@ -5,11 +5,9 @@ DiT-XL/2 on the autoencoder of Stable Diffusion (Peebles & Xie 2022), which ever
 against. What they cost is counted in :mod:`softvq.evaluate.figures`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from softvq import models
 from softvq.errors import UserError
@@ -18,9 +16,9 @@ from softvq.generator.transformer import DiTConfig, SiTConfig
 from softvq.models import DiffusersTokenizer
 from softvq.recipe import (
     GeneratorRecipe,
+    ProbeRecipe,
     TokenizerRecipe,
-    load_recipe,
-    recipe_layers,
+    open_recipe,
     shipped_recipes,
 )
 from softvq.tokenizer.config import TokenizerConfig
@@ -113,12 +111,10 @@ def _open(name: str, size: tuple[int, int] | None) -> Any:
     if name not in shipped_recipes() and not folder.is_file():
         known = ", ".join([*shipped_recipes(), *BASELINES])
         raise UserError(f"{name}: no such recipe or directory; there are {known}")
-    keys = _keys(name)
-    if "model" not in keys:
+    recipe = open_recipe(name)
+    if isinstance(recipe, ProbeRecipe):
         raise UserError(f"{name}: a recipe of neither a tokenizer nor a generator")
-    if keys <= {*_names(TokenizerRecipe), *_names(TokenizerConfig)}:
-        return load_recipe(TokenizerRecipe, name, []).model
-    return load_recipe(GeneratorRecipe, name, [])
+    return recipe.model if isinstance(recipe, TokenizerRecipe) else recipe
 
 
 def _shapes(folder: Path, size: tuple[int, int] | None) -> Any:
@@ -128,20 +124,6 @@ def _shapes(folder: Path, size: tuple[int, int] | None) -> Any:
     layout = models.recognise(inside)
     kind = "generator" if layout is not None and layout.kind == "generator" else "tokenizer"
     return models.read_shape(folder, kind, size)
-
-
-def _keys(name: str) -> set[str]:
-    """The keys of a recipe, and those of its model."""
-    keys: set[str] = set()
-    for _, layer in recipe_layers(name):
-        keys |= {str(key) for key in layer}
-        if isinstance(layer.get("model"), DictConfig):
-            keys |= {str(key) for key in layer.model}
-    return keys
-
-
-def _names(record: type) -> list[str]:
-    return [field.name for field in fields(record)]
 
 
 def _tokenizer(name: str, size: tuple[int, int] | None) -> TokenizerConfig | DiffusersTokenizer:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from softvq import images
 from softvq.data import Positions, find_photos
+from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.generator.families import GENERATORS
@@ -186,7 +187,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     find_photos(recipe.data.source)  # and that there are some
     with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         photos, held_out = open_photos(recipe.data, size, folder / "photos")
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = PartialState(cpu=pick_device().type == "cpu")
         tokenizer.to(state.device)
         tokens, aim = folder / "tokens", None
         views = recipe.views, recipe.data.flip, recipe.train.seed

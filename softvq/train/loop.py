@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.recipe import TrainConfig
 from softvq.train.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> bool:
     with StopSignals() as stop:
         # The players, and the average of the first one's weights. Without ``cpu``, accelerate
         # would leave out the processes of torchrun on machines without a GPU.
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        accelerator = Accelerator(cpu=pick_device().type == "cpu")
         rank, world = accelerator.process_index, accelerator.num_processes
         main, device = accelerator.is_main_process, accelerator.device
         bf16 = resolve_precision(config.precision) == "bf16"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from softvq import images
 from softvq.coding import measure_latents, reconstruct_all
 from softvq.data import Store, find_photos
+from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.models import initialise_encoder, open_teacher, open_tokenizer
@@ -304,7 +305,7 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
         photos, held_out = open_photos(recipe.data, size, photos_in or folder / "photos")
         task = TokenizerTask(recipe, photos, held_out)
         if task.teacher is not None and recipe.alignment.cache:
-            state = PartialState(cpu=not torch.accelerator.is_available())
+            state = PartialState(cpu=pick_device().type == "cpu")
             with state.main_process_first():  # the others find the files that it wrote
                 teacher = task.teacher.to(state.device)
                 task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
