@@ -2,7 +2,7 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint docs hooks clean
 
 demo: .venv/installed
 	$(BIN)/softvq demo --out demo
@@ -18,8 +18,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+hooks: .venv/installed
+	$(BIN)/pre-commit install
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
