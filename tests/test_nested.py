@@ -84,6 +84,15 @@ class TestSpectralSoftVQ(NestedContract):
     config = spectral(**PAIRS)
 
 
+class TestSpectralScalars(NestedContract):
+    config = spectral(**(PAIRS | {"codebooks": 16, "codebook_size": 64}))
+
+    def test_codewords_start_where_they_keep_coefficients(self, tokenizer):
+        z = torch.distributions.Laplace(0.0, 0.7).sample((64, 8, 16))  # of unit variance
+        kept = tokenizer.eval().bottleneck(z).latents
+        assert (kept - z).square().mean() < 0.002 * z.square().mean()
+
+
 class TestSpectralKL(NestedContract):
     config = spectral(bottleneck="kl")
 
