@@ -35,8 +35,9 @@ def check_fields(
 
     above_0, not_below_0, shares: the fields that must be > 0, >= 0, and in 0..1; None passes.
     """
+    kind: Any = type(config)
     for field in fields(config):
-        value = checked(getattr(config, field.name), hints(type(config))[field.name])
+        value = checked(getattr(config, field.name), hints(kind)[field.name])
         if isinstance(value, Wrong):
             raise UserError(f"{prefix}{field.name} {value}")
         if isinstance(value, int) and value > (DEEPEST if field.name.endswith("depth") else MOST):

@@ -147,11 +147,15 @@ def generate(asked: options.Generate) -> Outcome | None:
     request = ask(
         pipeline, asked.labels, asked.count, asked.per_class, asked.seed, bool(asked.npz), out
     )
-    wanted = {"seed": asked.seed, "batch": asked.batch} | _sampling(asked, pipeline.generator)
+    wanted: dict[str, Any] = {"seed": asked.seed, "batch": asked.batch}
+    wanted |= _sampling(asked, pipeline.generator)
     if asked.dry_run:
         return _planned_drawing(pipeline, request.count, wanted)
     if asked.npz:
-        beside = {"decode_batch": asked.decode_batch or asked.batch, "latents": asked.latents}
+        beside: dict[str, Any] = {
+            "decode_batch": asked.decode_batch or asked.batch,
+            "latents": asked.latents,
+        }
         count = None if request.labels else request.count
         finished = generate(pipeline, asked.npz, request.labels, count, **wanted, **beside)
         return _npz_written(finished, range(request.count), asked.npz)
@@ -270,7 +274,7 @@ def study(asked: options.Study) -> Outcome | None:
     from softvq.study.settings import Known, Settings
     from softvq.study.study import run_study
 
-    parts = [
+    parts: list[Any] = [
         kind(**{f.name: getattr(asked, f.name) for f in fields(kind)}) for kind in (Settings, Known)
     ]
     if asked.dry_run:
@@ -396,6 +400,7 @@ def _tokenizer(asked: options.OfTokenizer) -> "Tokenizer":
 def _features(asked: options.OfFeatures) -> "FeatureNetwork":
     from softvq.evaluate.features import load_network
 
+    assert asked.features is not None
     return load_network(asked.features, asked.preprocessing, _device())
 
 

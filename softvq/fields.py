@@ -39,7 +39,7 @@ def _in_docstring(cls: type) -> dict[str, str]:
     start = re.compile(rf"(?:^|  )((?:{names})(?:, (?:{names}))*):\s+", re.MULTILINE)
     text = inspect.cleandoc(cls.__doc__ or "")
     starts = [*start.finditer(text)] if names else []
-    found = {}
+    found: dict[str, str] = {}
     for at, after in zip(starts, [*starts[1:], None], strict=False):
         said = text[at.end() : after.start() if after else None].split("\n\n")[0]
         found |= dict.fromkeys(at[1].split(", "), " ".join(said.replace("``", "").split()))

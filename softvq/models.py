@@ -409,8 +409,9 @@ def describe(name: str | Path) -> Description:
     """
     folder = find(name)
     if (folder / INDEX).is_file() and (folder / "generator").is_dir():
-        inside = (describe(folder / "tokenizer"), describe(folder / "generator"))
-        inside = tuple(replace(each, directory=Path(each.directory).name) for each in inside)
+        inside = tuple(
+            replace(describe(folder / part), directory=part) for part in ("tokenizer", "generator")
+        )
         return Description(
             str(folder),
             "pipeline",
@@ -430,9 +431,9 @@ def describe(name: str | Path) -> Description:
     index = _json(folder / "index.json")
     if "shards" in index:
         known = {key: index.get(key) for key in ("tokens", "channels", "count", "tokenizer")}
-        size = (index.get("height"), index.get("width"))
+        sides: Any = (index.get("height"), index.get("width"))
         classes = tuple(map(str, index.get("classes") or ()))
-        return Description(str(folder), "tokens", size=size, data=index.get("photos"),
+        return Description(str(folder), "tokens", size=sides, data=index.get("photos"),
                            classes=classes, **known)  # type: ignore[arg-type]  # fmt: skip
     if (folder / "recipe.yaml").is_file():
         return Description(str(folder), "run", **run_of(folder))

@@ -181,17 +181,17 @@ def _function(command: Command) -> Callable[..., tuple[Command, Any]]:
 
     parameters = []
     hints = get_type_hints(options, include_extras=True)
-    for field in sorted(fields(options), key=lambda field: field.kw_only):
+    for field in sorted(fields(options), key=lambda field: bool(field.kw_only)):
         hint, value, default = hints[field.name], value_of(hints[field.name]), default_of(field)
         extra: dict[str, Any] = {"help": said.get(field.name), "negative": ()}
         if value:
             extra |= {"converter": _converter(value.read), "n_tokens": value.words}
-        kind = Kind.KEYWORD_ONLY if field.kw_only else Kind.POSITIONAL_ONLY
+        kind: Any = Kind.KEYWORD_ONLY if field.kw_only else Kind.POSITIONAL_ONLY
         if not field.kw_only and get_origin(plain(hint)) is tuple:  # any number of words
             kind, hint, extra["required"] = Kind.VAR_POSITIONAL, str, default is MISSING
         if default is MISSING or kind is Kind.VAR_POSITIONAL:
             default = Kind.empty
-        annotation = Annotated[plain(hint), Parameter(**extra)]
+        annotation: Any = Annotated[plain(hint), Parameter(**extra)]  # type: ignore[valid-type]
         parameters.append(Kind(field.name, kind, default=default, annotation=annotation))
     signature = inspect.Signature(parameters)
     call.__signature__ = signature  # type: ignore[attr-defined]
@@ -228,7 +228,9 @@ def _options(options: type) -> tuple[list[tuple[str, str]], ...]:
     A class's own come before those it shares with others.
     """
     said, hints = field_help(options), get_type_hints(options, include_extras=True)
-    arguments, required, free = [], [], []
+    arguments: list[tuple[str, str]] = []
+    required: list[tuple[str, str]] = []
+    free: list[tuple[str, str]] = []
     inherited = [cls.__annotations__ for cls in options.__mro__[:-1]]
     depth = {name: i for i, names in reversed(list(enumerate(inherited))) for name in names}
     for field in sorted(fields(options), key=lambda field: depth[field.name]):

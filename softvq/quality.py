@@ -152,7 +152,8 @@ class Predictor(torch.nn.Module):
     def fit(self, tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH) -> None:
         """Learn a tokenizer's curves on photos; some hundred are enough."""
         judges = [Judge("psnr"), Judge("eye")]
-        features, curves = [], [[], []]
+        features: list[Tensor] = []
+        curves: list[list[Tensor]] = [[], []]
         with evaluating(tokenizer):
             for images in batches(pictures, size_of(tokenizer), batch):
                 latents = tokenizer.encode(images).latents

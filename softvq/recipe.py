@@ -380,7 +380,8 @@ def recipe_help(name: str) -> str:
     rows: dict[str, list[tuple[str, str]]] = {}
 
     def walk(part: Any, prefix: str) -> None:
-        said, hints = field_help(type(part)), get_type_hints(type(part))
+        kind: Any = type(part)
+        said, hints = field_help(kind), get_type_hints(kind)
         for key, value in vars(part).items():
             if is_dataclass(value):
                 walk(value, f"{key}.")

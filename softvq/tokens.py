@@ -206,7 +206,7 @@ def write_tokens(
 
 def photo_digest(photos: Store, row: int) -> int:
     """63 bits of a hash of a photo's decoded pixels: whether its name is still the same photo's."""
-    sha = hashlib.sha256(np.ascontiguousarray(photos.images[row]))
+    sha = hashlib.sha256(photos.images[row].tobytes())
     return int.from_bytes(sha.digest()[:8], "big") >> 1
 
 

@@ -132,17 +132,16 @@ def test_not_a_model_and_damaged_weights(tokenizer, tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert_one_line_error(run(capsys, *evaluate), "model.safetensors", "not a readable")
     assert_one_line_error(
-        run(capsys, "generate", "--model", tokenizer, "--out", tmp_path), "model_index.json"
+        run(capsys, "generate", "--model", tokenizer, "--out", tmp_path), "its generator too"
     )
 
 
 def test_damaged_single_photo(tokenizer, tmp_path, capsys):
     photo = tmp_path / "photo.jpg"
     photo.write_text("not a photo")
-    result = run(
-        capsys, "reconstruct", "--tokenizer", tokenizer, "--data", photo, "--out", tmp_path
-    )
-    assert_one_line_error(result, photo, "not an image")
+    reconstruct = ["reconstruct", "--quiet", "--tokenizer", tokenizer, "--data", photo, "--out"]
+    assert_one_line_error(run(capsys, *reconstruct, tmp_path), tmp_path, "a folder of its own")
+    assert_one_line_error(run(capsys, *reconstruct, tmp_path / "out"), photo, "not an image")
 
 
 @pytest.mark.parametrize(

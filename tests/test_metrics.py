@@ -480,6 +480,6 @@ def test_load_network_refuses(tmp_path):
         with pytest.raises(UserError, match=str(name)):
             load_network(str(name))
     (tmp_path / "config.json").write_text('{"model": "Tokenizer"}')
-    with pytest.raises(UserError, match="not a Probe"):
+    with pytest.raises(UserError, match="none of Probe"):
         load_network(str(tmp_path))
     assert load_network("shipped").name == "probe shipped, 64x64"

@@ -247,5 +247,5 @@ def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="damaged"):
         Pipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text('{"classes": []}')
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match="(tokenizer|generator): no such directory"):
         Pipeline.from_pretrained(tmp_path)

@@ -122,8 +122,9 @@ def _shapes(folder: Path, size: tuple[int, int] | None) -> Any:
         return models.read_shape(folder, "tokenizer"), models.read_shape(folder, "generator")
     inside = models.part(folder, "tokenizer")
     layout = models.recognise(inside)
-    kind = "generator" if layout is not None and layout.kind == "generator" else "tokenizer"
-    return models.read_shape(folder, kind, size)
+    if layout is not None and layout.kind == "generator":
+        return models.read_shape(folder, "generator")
+    return models.read_shape(folder, "tokenizer", size)
 
 
 def _tokenizer(name: str, size: tuple[int, int] | None) -> TokenizerConfig | DiffusersTokenizer:

@@ -93,7 +93,7 @@ class MARConfig:
 
 
 # The published sizes, and one for tests.
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 64, "depth": 2, "heads": 2, "head_width": 64, "head_depth": 2},
     "B": {"width": 768, "depth": 12, "heads": 12, "head_width": 1024, "head_depth": 6},
     "L": {"width": 1024, "depth": 16, "heads": 16, "head_width": 1280, "head_depth": 8},
@@ -363,6 +363,9 @@ def sample(
     def draw(count: int) -> Tensor:
         return temperature * streams.draw(count, config.channels).to(weight)
 
+    def noise(count: int, step: int) -> Tensor:
+        return draw(count).reshape(-1, 1, config.channels)
+
     def given(labels: int) -> Callable[..., Tensor]:
         """The head on one of a token's two z: 0 given the label, 1 given the null class."""
         return lambda x, t, z: network.head(x, t, z[:, labels])
@@ -387,7 +390,7 @@ def sample(
             take(start, order[:, before:after]).reshape(-1, 1, config.channels),
             times,
             z,
-            noise=lambda step, count=after - before: draw(count).reshape(-1, 1, config.channels),
+            noise=partial(noise, after - before),
         )
         drawn = torch.cat([drawn, x.reshape(drawn.shape[0], -1, config.channels)], 1)
     return take(drawn, order.argsort(1))

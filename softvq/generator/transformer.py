@@ -41,7 +41,7 @@ MLPS: dict[str, Callable[..., nn.Module]] = {
 MOST_TIMESTEPS = 100_000
 
 # The published sizes, and one for tests.
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 64, "depth": 2, "heads": 2},
     "S": {"width": 384, "depth": 12, "heads": 6},
     "B": {"width": 768, "depth": 12, "heads": 12},

@@ -9,7 +9,7 @@ import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,8 @@ from softvq.tokenizer.cnn import as_grid, as_tokens
 from softvq.tokenizer.config import TokenizerConfig
 from softvq.tokenizer.model import Tokenizer
 
-AUTOENCODERS = {"AutoencoderKL": "kl", "AutoencoderDC": "ae"}  # class -> bottleneck
+# Class -> bottleneck.
+AUTOENCODERS: dict[str, Literal["kl", "ae"]] = {"AutoencoderKL": "kl", "AutoencoderDC": "ae"}
 OURS = "_softvq"  # our key in their config.json; they pass over one that begins with a dash
 
 
@@ -36,6 +37,13 @@ class DiffusersConfig:
     patch: int
     tokens: int
     channels: int
+    network: ClassVar[str] = "cnn"
+    nested: ClassVar[bool] = False
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the map of tokens."""
+        return self.height // self.patch, self.width // self.patch
 
 
 class Encoder(nn.Module):

@@ -1,5 +1,6 @@
 """The tokenizer: images to L continuous tokens of C channels and back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Tokenizer(nn.Module):
     def decode(
         self,
         latents: Tensor,
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
         """Latents [B, k, C] -> images [B, 3, H, W]; not clamped. ``size`` (H, W) in pixels.

@@ -10,7 +10,8 @@ first k are a complete description for every k.
 """
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +150,8 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         self.patches.init_weights()
-        for block in self.blocks:
+        blocks: Iterable[Any] = self.blocks  # Blocks, which a ModuleList does not say
+        for block in blocks:
             block.start_local()
         nn.init.normal_(self.latent_pos_embed, std=0.3)
 
@@ -214,10 +216,12 @@ class Decoder(nn.Module):
 
     def init_weights(self) -> None:
         self.patches.init_weights()
-        for block in self.blocks:
+        blocks: Iterable[Any] = self.blocks  # Blocks, which a ModuleList does not say
+        for block in blocks:
             block.start_local()
         nn.init.zeros_(self.to_cells.weight)
-        for layer in (*(block.conv2 for block in self.refine), self.to_pixels):
+        refine: Iterable[Any] = self.refine
+        for layer in (*(block.conv2 for block in refine), self.to_pixels):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

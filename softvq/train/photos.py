@@ -55,4 +55,5 @@ def crop_batches(
     order = Positions(len(crops), config.batch, config.images, start, config.seed, rank, world)
     loader = DataLoader(crops, batch_sampler=order, num_workers=data.workers)
     for step, some in enumerate(loader):
-        yield Batch(*some, seen=start + step * config.batch)
+        pixels, labels, rows, mirrored = some
+        yield Batch(pixels, labels, rows, mirrored, start + step * config.batch)

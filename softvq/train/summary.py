@@ -15,7 +15,7 @@ from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.models import open_tokenizer
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe
-from softvq.tokens import TokenSet, Views
+from softvq.tokens import TokenIndex, TokenSet, Views
 from softvq.train.folder import metrics
 from softvq.train.generator import Aim, GeneratorTask, open_teacher
 from softvq.train.loop import resolve_precision
@@ -126,7 +126,10 @@ def trial_task(recipe: AnyRecipe, classes: list[str]) -> tuple[Task, tuple[int, 
     shape = tokenizer.config
     size = shape.height, shape.width
     noise = noise_store(batch, size, recipe.data.margin, classes)
-    index = {"tokenizer": fingerprint(tokenizer)}
+    index = TokenIndex(
+        tokenizer=fingerprint(tokenizer), tokens=shape.tokens, channels=shape.channels,
+        height=size[0], width=size[1], classes=classes, count=batch, shards={},
+    )  # fmt: skip
     latents = torch.randn(batch, shape.tokens, shape.channels)
     tokens = TokenSet(latents, torch.from_numpy(noise.labels), noise.names, classes, index)
     aim = Aim(teacher.to(pick_device()), Views(noise)) if teacher is not None else None

@@ -184,10 +184,10 @@ class TokenizerTask:
             terms["alignment"] = self.recipe.alignment.weight * negative_cosine(predicted, target)
         terms |= tokens.losses
         total = torch.stack(list(terms.values())).sum()
-        made = reconstruction.detach()
-        mse = (made.float() - batch.pixels).square().mean((1, 2, 3))
+        rebuilt = reconstruction.detach()
+        mse = (rebuilt.float() - batch.pixels).square().mean((1, 2, 3))
         terms["train_psnr"] = (10 * torch.log10(4 / mse)).mean()
-        return Turn(total, terms | tokens.stats, made)
+        return Turn(total, terms | tokens.stats, rebuilt)
 
     def adversary_loss(self, net: nn.Module, batch: Batch, made: Tensor) -> Turn | None:
         """The adversary's turn: photos against the reconstruction that the tokenizer made."""

@@ -176,7 +176,7 @@ def recommend(arms: Sequence[ArmResult]) -> Recommendation:
     cheaper = arms if chosen is None else arms[: arms.index(chosen)]
     only_wide = any(all(one.met for one in arm.verdict.criteria) for arm in finished)
     return Recommendation(
-        arm=chosen and chosen.name,
+        arm=chosen.name if chosen else None,
         failing={metric: count for metric, count in failing.items() if count},
         cheaper_failed={arm.name: failed[arm.name] for arm in cheaper if failed[arm.name]},
         limit="evidence" if chosen is None and only_wide else None,

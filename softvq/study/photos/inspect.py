@@ -101,7 +101,7 @@ def inspect_photos(
         sizes=_sizes(source, train, val, fit),
         normal=normal,
         group=group,
-        metadata=table and table.table.name,
+        metadata=table.table.name if table else None,
         metadata_unused=unused,
         unmatched=sum(not row for row in table.rows) if table else 0,
         grey=all((x == x[..., :1]).all() for store in (train, val) for x in store.images),

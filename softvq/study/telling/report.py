@@ -236,9 +236,11 @@ def _lost(view: View) -> list[str]:
         said.append(
             words("brief.lost.kept", value=value, interval=interval, confidence=view.confidence)
         )
-    if view.detected and metrics.get("accuracy"):
-        both = view.detected.accuracy, metrics["accuracy"]
-        before, after = (view.measured("accuracy", figure.value) for figure in both)
+    original = view.detected.accuracy if view.detected else None
+    rebuilt = metrics.get("accuracy")
+    if original and rebuilt:
+        before = view.measured("accuracy", original.value)
+        after = view.measured("accuracy", rebuilt.value)
         said.append(words("brief.lost.accuracy", before=before, after=after))
     contrast = metrics.get("contrast_kept")
     if contrast:
