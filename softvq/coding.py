@@ -201,6 +201,7 @@ def reconstruct_folder(
     batch: int = BATCH,
     progress: bool = True,
     found: Callable[[Store], None] = lambda photos: None,
+    tokens: int | None = None,
 ) -> int:
     """Write each photo beside its reconstruction as PNG; returns how many there are.
 
@@ -214,7 +215,9 @@ def reconstruct_folder(
         "split": split,
         "tokenizer": digest(tokenizer),
         "scale": scale,
-    }
+    } | ({} if tokens is None else {"tokens": tokens})
+    if tokens is not None:
+        tokenizer.check_tokens(tokens)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(claimed(out, "reconstruct", settings, overwrite))
         skipped: list[dict[str, str]] = []
@@ -235,7 +238,7 @@ def reconstruct_folder(
             tqdm(total=len(files), desc="reconstructing", unit="img", disable=not progress)
         )
         remaining = iter(paths)
-        for originals, rebuilt in reconstruct(tokenizer, pictures, batch):
+        for originals, rebuilt in reconstruct(tokenizer, pictures, batch, tokens):
             for pair in zip(originals, rebuilt, strict=True):
                 sheet = images.grid(np.stack(pair), columns=2, scale=scale)
                 images.save_png(sheet, next(remaining))

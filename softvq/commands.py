@@ -87,6 +87,7 @@ def encode(asked: options.Encode) -> Outcome:
         asked.split,
         asked.batch,
         found=lambda photos: _say_found(photos, asked.out),
+        keep=asked.tokens,
     )
     index = tokens.index
     shape = f"{index.tokens} tokens of {index.channels} numbers"
@@ -128,7 +129,7 @@ def reconstruct(asked: options.Reconstruct) -> Outcome:
         return _planned_photos(asked.data, "all", tokenizer)
     count = reconstruct_folder(
         tokenizer, asked.data, asked.out, scale=asked.scale, overwrite=asked.overwrite,
-        found=lambda photos: _say_found(photos, asked.out),
+        found=lambda photos: _say_found(photos, asked.out), tokens=asked.tokens,
     )  # fmt: skip
     text = f"{_n(range(count), 'picture')} (original | reconstruction) in {asked.out}"
     return Outcome(text, _pictures(range(count), asked.out))

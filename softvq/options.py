@@ -167,6 +167,14 @@ class OfTokenizer:
 
 
 @dataclass(kw_only=True)
+class OfPrefix:
+    """Of a command that can keep the first tokens alone."""
+
+    tokens: Count | None = None
+    """Keep the first so many tokens of each photo, of a nested tokenizer; by default all."""
+
+
+@dataclass(kw_only=True)
 class OfPhotos:
     """Of a command that reads photos."""
 
@@ -312,7 +320,7 @@ class TrainProbe(Training):
 
 
 @dataclass(kw_only=True)
-class Encode(OfTokenizer, OfPhotos, Long):
+class Encode(OfPrefix, OfTokenizer, OfPhotos, Long):
     """Write the tokens of photos, with names and labels, to safetensors files.
 
     softvq encode --data photos --out tokens
@@ -338,7 +346,7 @@ class Decode(ToPictures, OfTokenizer, Long):
 
 
 @dataclass(kw_only=True)
-class Reconstruct(OfTokenizer, Long):
+class Reconstruct(OfPrefix, OfTokenizer, Long):
     """Write photos beside their reconstructions.
 
     softvq reconstruct --data photo.jpg --out pictures

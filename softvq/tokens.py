@@ -152,8 +152,11 @@ def write_tokens(
     shard_size: int = 4096,
     progress: bool = True,
     batch: int = BATCH,
+    keep: int | None = None,
 ) -> int:
     """Encode every photo ``views`` times into ``directory``; the tokenizer stays where it is.
+
+    ``keep``: the first so many tokens, of a nested tokenizer; None for all.
 
     All photos come once as they are, then all once more for each further view: mirrored, then as
     random crops, mirrored at random. Without ``flip`` nothing is mirrored, and every view but the
@@ -167,6 +170,8 @@ def write_tokens(
     """
     directory = Path(directory)
     config = tokenizer.config
+    if keep is not None:
+        tokenizer.check_tokens(keep)
     pictures = Views(photos, views, flip, seed)
     index = TokenIndex(
         tokenizer=fingerprint(tokenizer),
@@ -175,7 +180,7 @@ def write_tokens(
         flip=flip,
         seed=seed,
         batch=batch,
-        tokens=config.tokens,
+        tokens=keep or config.tokens,
         channels=config.channels,
         height=photos.size[0],
         width=photos.size[1],
@@ -193,7 +198,7 @@ def write_tokens(
         disable=not (progress and todo),
     ) as bar:  # fmt: skip
         for name, entries in todo.items():
-            latents = _encode(tokenizer, pictures, entries, bar, batch)
+            latents = _encode(tokenizer, pictures, entries, bar, batch, keep)
             rows = [entry % len(photos) for entry in entries]
             tensors = {"latents": latents, "labels": torch.from_numpy(label[photos.labels[rows]])}
             if views == 1:
@@ -327,16 +332,21 @@ class Views(Dataset):
 
 
 def _encode(
-    tokenizer: Tokenizer, views: Views, entries: Sequence[int], bar: tqdm, batch: int
+    tokenizer: Tokenizer,
+    views: Views,
+    entries: Sequence[int],
+    bar: tqdm,
+    batch: int,
+    keep: int | None,
 ) -> Tensor:
-    """Normalised latents [n, L, C] of the entries."""
+    """Normalised latents [n, k, C] of the entries."""
 
     def pictures() -> Iterator[Tensor]:
         for entry in entries:
             yield views[entry]
             bar.update()
 
-    return encode_all(tokenizer, pictures(), batch)
+    return encode_all(tokenizer, pictures(), batch, keep)
 
 
 def read_tokens(directory: str | Path, tokenizer: str | None = None) -> TokenSet:
@@ -436,6 +446,7 @@ def encode_folder(
     batch: int = BATCH,
     progress: bool = True,
     found: Callable[[Store], None] = lambda photos: None,
+    keep: int | None = None,
 ) -> tuple[TokenSet, int]:
     """Encode photos into a folder of tokens; returns all its tokens, and how many are new.
 
@@ -453,7 +464,9 @@ def encode_folder(
             sweep(out)
             with temporary_store(data, split, size_of(tokenizer), out) as photos:
                 found(photos)
-                encoded = write_tokens(out, tokenizer, photos, progress=progress, batch=batch)
+                encoded = write_tokens(
+                    out, tokenizer, photos, progress=progress, batch=batch, keep=keep
+                )
                 if photos.skipped:
                     write_atomically(out / SKIPPED, skipped_lines(photos.skipped))
     finally:

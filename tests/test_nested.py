@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 import torch
 from contract import TokenizerContract, photos, small
+from PIL import Image
 from scipy.fft import dctn
 
+from softvq.coding import decode
 from softvq.errors import UserError
+from softvq.images import to_pil
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.objective import ObjectiveConfig
 from softvq.tokenizer.spectral import Spectrum, spectrum_order
+from softvq.tokens import decode_folder, encode_folder
 from softvq.train.tokenizer import prefixes
 
 PAIRS = {
@@ -165,3 +169,25 @@ def test_lengths_are_drawn_as_the_objective_says():
     assert abs((uniform <= 8).float().mean() - 1 / 8) < 0.02
     assert uniform.min() == 1
     assert abs((prefixes(latents, ObjectiveConfig()) == 64).float().mean() - 0.5) < 0.02
+
+
+def test_a_prefix_is_encoded_and_decoded_as_a_whole_set_is(tmp_path):
+    """softvq encode --tokens 3: the files hold three tokens, and decode to what they are worth."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(spectral(bottleneck="ae", height=64, width=64)).eval()
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(to_pil(photos(3, 64, 64))):
+        picture.save(folder / f"{i}.png")
+    kept, _ = encode_folder(tokenizer, folder, tmp_path / "tokens", progress=False, keep=3)
+    every, _ = encode_folder(tokenizer, folder, tmp_path / "all", progress=False)
+    assert kept.latents.shape == (3, 3, 16)
+    torch.testing.assert_close(kept.latents, every.latents[:, :3], atol=1e-5, rtol=1e-5)
+    decode_folder(tokenizer, tmp_path / "tokens", tmp_path / "out", progress=False)
+    (expected,) = decode(tokenizer, kept.latents)
+    for i in range(3):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{i}.png")), expected[i])
+    with pytest.raises(UserError, match="1 to 8 tokens, not 9"):
+        encode_folder(tokenizer, folder, tmp_path / "none", progress=False, keep=9)
+    with pytest.raises(UserError, match="holds other tokens .another tokens"):
+        encode_folder(tokenizer, folder, tmp_path / "tokens", progress=False)
