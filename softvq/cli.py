@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from softvq import __version__, options
@@ -65,6 +66,7 @@ COMMANDS = {
 }
 
 
+@cache
 def command_line() -> CommandLine:
     """All commands, ready to parse."""
     return CommandLine(COMMANDS, GROUPS, __version__)

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import import_module
 from types import UnionType
 from typing import (
@@ -108,6 +109,7 @@ class CommandLine:
             where = " ".join(["softvq", *chain, "--help"])
             raise UserError(f"{_said(error)}; see {where}") from None
 
+    @cache  # noqa: B019 - there is one command line, and it lives as long as the process
     def app(self, *names: str) -> "App":
         """The app of cyclopts. It knows all commands, and the options of those named."""
         from cyclopts import App
