@@ -79,6 +79,12 @@ def _fitted(picture: images.Picture, size: tuple[int, int]) -> Tensor:
     return images.to_tensor(np.asarray(images.fit(whole, size)))
 
 
+def originals(photos: Store, batch: int = BATCH) -> Iterator[np.ndarray]:
+    """Whole photos as 8-bit files would hold them, uint8 [b, H, W, 3] batch by batch."""
+    for pixels in batches(photos, photos.size, batch):
+        yield images.to_uint8(pixels)
+
+
 def evenly(photos: Store, limit: int) -> tuple[Iterator[Tensor], np.ndarray]:
     """At most ``limit`` whole photos, evenly spread over all, and their rows int64 [n]."""
     rows = np.linspace(0, len(photos) - 1, min(limit, len(photos))).astype(np.int64)

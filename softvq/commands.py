@@ -19,6 +19,7 @@ from softvq.fields import table
 if TYPE_CHECKING:
     from softvq.data import Store
     from softvq.evaluate.features import FeatureNetwork
+    from softvq.pipeline import Pipeline
     from softvq.tokenizer import Tokenizer
 
 
@@ -115,7 +116,11 @@ def decode(asked: options.Decode) -> Outcome | None:
         from softvq.generate import decode_tokens
 
         tokens = read_tokens(asked.tokens, fingerprint(tokenizer))
-        return _npz_written(decode_tokens(tokenizer, tokens, asked.npz), tokens, asked.npz)
+        return _npz_written(
+            decode_tokens(tokenizer, tokens, asked.npz, overwrite=asked.overwrite),
+            tokens,
+            asked.npz,
+        )
     assert asked.out is not None
     pictures = range(decode_folder(tokenizer, asked.tokens, asked.out, asked.overwrite))
     return Outcome(f"{_n(pictures, 'picture')} in {asked.out}", _pictures(pictures, asked.out))
@@ -137,9 +142,8 @@ def reconstruct(asked: options.Reconstruct) -> Outcome:
 
 def generate(asked: options.Generate) -> Outcome | None:
     from softvq.generate import ask, generate, generate_folder
-    from softvq.pipeline import Pipeline
 
-    pipeline = Pipeline.from_pretrained(asked.model)
+    pipeline = _pipeline(asked)
     pipeline.precision = asked.precision
     if asked.compile:
         pipeline.compile()
@@ -156,6 +160,7 @@ def generate(asked: options.Generate) -> Outcome | None:
         beside: dict[str, Any] = {
             "decode_batch": asked.decode_batch or asked.batch,
             "latents": asked.latents,
+            "overwrite": asked.overwrite,
         }
         count = None if request.labels else request.count
         finished = generate(pipeline, asked.npz, request.labels, count, **wanted, **beside)
@@ -184,9 +189,8 @@ def evaluate_reconstruction(asked: options.EvaluateReconstruction) -> Outcome:
 def evaluate_generation(asked: options.EvaluateGeneration) -> Outcome:
     from softvq.evaluate.statistics import open_statistics
     from softvq.evaluate.trained import evaluate_generation
-    from softvq.pipeline import Pipeline
 
-    pipeline, network = Pipeline.from_pretrained(asked.model), _features(asked)
+    pipeline, network = _pipeline(asked), _features(asked)
     pipeline.to(_device())
     sampling = {"seed": asked.seed} | _sampling(asked, pipeline.generator)
     facts: dict[str, Any]
@@ -227,17 +231,17 @@ def evaluate_latents(asked: options.EvaluateLatents) -> Outcome:
 
 
 def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
-    from softvq import images
-    from softvq.data import fixed_batches
+    from softvq.coding import originals
     from softvq.evaluate.features import FeatureSet
-    from softvq.evaluate.statistics import save_statistics
+    from softvq.evaluate.statistics import is_ours, save_statistics
+    from softvq.outputs import check_file
 
+    check_file(asked.out, is_ours, asked.overwrite)
     network, tokenizer = _features(asked), _tokenizer(asked)
     if asked.dry_run:
         return _planned_photos(asked.data, asked.split, tokenizer)
     with _decoded(asked.data, asked.split, tokenizer) as photos:
-        batches = (images.to_uint8(pixels) for pixels, _ in fixed_batches(photos, options.BATCH))
-        gathered = FeatureSet.of(network, batches, keep=False)
+        gathered = FeatureSet.of(network, originals(photos), keep=False)
         save_statistics(asked.out, gathered.statistics, network.name)
         text = f"{network.name} of {_n(photos.names, 'photo')} in {asked.out}"
         return Outcome(text, {"images": len(photos), "features": network.name, "out": asked.out})
@@ -396,6 +400,14 @@ def _tokenizer(asked: options.OfTokenizer) -> "Tokenizer":
     from softvq.models import open_tokenizer
 
     return open_tokenizer(asked.tokenizer, asked.size).to(_device())
+
+
+def _pipeline(asked: options.OfModel) -> "Pipeline":
+    from softvq.pipeline import Pipeline
+
+    if asked.tokenizer is None:
+        return Pipeline.from_pretrained(asked.model)
+    return Pipeline.from_pretrained(tokenizer=asked.tokenizer, generator=asked.model)
 
 
 def _features(asked: options.OfFeatures) -> "FeatureNetwork":

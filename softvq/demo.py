@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from softvq import __version__, images
-from softvq.coding import reconstruct_all
+from softvq.coding import BATCH, reconstruct_all
 from softvq.data import BUILTIN, Store, open_store
 from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
 from softvq.models import model_folder
+from softvq.outputs import Output, claimed
 from softvq.pipeline import Pipeline
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
@@ -26,10 +27,10 @@ from softvq.tokenizer import Tokenizer
 from softvq.train.folder import metrics
 from softvq.train.tokenizer import TRIAL, train_tokenizer, training_speed
 
+REPORT = "report.html"
 SAMPLES = 6  # pictures per class
 STEPS = 20
 GUIDANCE = 2.0
-BATCH = 64
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
 SHOWN = 128  # pixels that the report gives to a picture's side, about
 GENTLE = 0.15  # learning rates of fine-tuning, as a share of the recipe's
@@ -49,8 +50,14 @@ def run_demo(out: Path, minutes: float, model: str = "shipped") -> bool:
     """Write ``out/report.html``; returns False if training was stopped before its end.
 
     ``model``: directory of a pipeline. Repeating the call goes on with the training in ``out``, or
-    finds it done.
+    finds it done. Raises UserError if ``out`` holds anything but a demo of the same model.
     """
+    with claimed(out, "demo", {"model": str(model)}) as held:
+        return _run(held, minutes, model)
+
+
+def _run(held: Output, minutes: float, model: str) -> bool:
+    out, (path,) = held.folder, held.expect([REPORT])
     pipeline = Pipeline.from_pretrained(model)
     config = pipeline.tokenizer.config
     size = (config.height, config.width)
@@ -89,7 +96,6 @@ def run_demo(out: Path, minutes: float, model: str = "shipped") -> bool:
         ],
         footer=f"Written by softvq {__version__} (softvq demo). The file fetches nothing.",
     )
-    path = out / "report.html"
     write_report(report, path)
     print(f"report: {path.resolve()}")
     return True

@@ -125,6 +125,7 @@ def generate(
     decode_batch: int = BATCH,
     latents: str | Path | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     **options: object,
 ) -> bool:
     """Draw images 0, 1, .. of ``seed`` into the .npz file ``path``, on the devices there are.
@@ -133,6 +134,7 @@ def generate(
     batch           how many images the generator draws at a time; ``decode_batch``, the decoder
     latents         folder to keep the normalised latents in, as ``softvq.tokens`` reads them. It
                     asks for the tokenizer's encoder alone: another decoder of it may render them
+    overwrite       replace, at the end, a file that this wrote with other settings
 
     Repeating the call goes on where a stopped one was. Returns False if Ctrl-C stopped it. Raises
     UserError if ``path`` or ``latents`` hold other images or the disk is too full, where the
@@ -167,6 +169,7 @@ def generate(
         batch * -(-decode_batch // batch),  # whole batches of the generator, at least one decoder's
         settings,
         None if numbers is None else numbers.numpy(),
+        overwrite,
     )
     kept = None if latents is None else Path(latents)
 
@@ -285,6 +288,7 @@ def decode_tokens(
     path: str | Path,
     batch: int = BATCH,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> bool:
     """Decode all ``tokens`` into the .npz file ``path``; the rest is as for :func:`generate`."""
     state = _processes()
@@ -299,6 +303,7 @@ def decode_tokens(
         batch,
         settings | {"device": state.device.type},
         tokens.labels.numpy() if tokens.classes else None,
+        overwrite,
     )
 
     def render(block: int) -> np.ndarray:

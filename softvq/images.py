@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,16 +28,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Antialiased by Pillow when shrinking; the usual filter of the field's evaluation protocols.
 RESAMPLE = Image.Resampling.BICUBIC
 
-# EXIF orientation -> what turns the stored pixels upright.
+# EXIF orientation -> the stored rows and columns as a view of the upright pixels [H, W, ...].
 ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
 }
 
 STRIP = 1 << 20  # pixels converted at a time: a large photo is not held three times over
@@ -70,7 +70,11 @@ def load(path: str | Path, min_side: int = 8, max_pixels: int = 100_000_000) -> 
     limit, 179 MP).
     """
     with _decoded(Path(path), min_side, max_pixels) as image:
-        return _to_rgb(_upright(image))
+        if _is_rgb(image):
+            return image
+        levels = _levels(image)
+        image.close()  # now: a large one is not held twice as a picture
+        return Image.fromarray(levels)
 
 
 def load_mask(path: str | Path, max_pixels: int = 100_000_000) -> np.ndarray:
@@ -79,10 +83,13 @@ def load_mask(path: str | Path, max_pixels: int = 100_000_000) -> np.ndarray:
     Raises BadImage as :func:`load` does.
     """
     with _decoded(Path(path), 1, max_pixels) as image:
-        image = _upright(image)
         if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-            return np.asarray(image).astype(bool)
-        return np.asarray(np.asarray(_to_rgb(image)).any(axis=2))
+            mask = np.empty(_upright_shape(image), bool)
+            stored = _stored(mask, image)
+            for top, strip in _strips(image):
+                stored[top : top + strip.height] = np.asarray(strip) != 0
+            return mask
+        return np.asarray(_levels(image).any(axis=2))
 
 
 @contextlib.contextmanager
@@ -224,9 +231,15 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+def _stored(upright: np.ndarray, image: Image.Image) -> np.ndarray:
+    """The view of upright pixels [H, W, ...] whose rows are those that the file holds."""
+    return STORED.get(_orientation(image), lambda a: a)(upright)
+
+
+def _upright_shape(image: Image.Image) -> tuple[int, int]:
+    """Height and width when it stands upright."""
+    turned = _orientation(image) in (5, 6, 7, 8)
+    return image.size if turned else (image.height, image.width)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -237,10 +250,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB. Raises ValueError for pixels of an unknown range."""
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
+def _is_rgb(image: Image.Image) -> bool:
+    """Whether a picture is upright, and has nothing but red, green and blue in 8 bits each."""
+    upright = _orientation(image) not in STORED
+    return upright and image.mode == "RGB" and not image.has_transparency_data
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """Any Pillow mode as upright uint8 [H, W, 3], a strip at a time.
+
+    Raises ValueError for pixels of an unknown range.
+    """
     most = 255
     if image.mode.startswith("I"):  # I;16 and its byte orders, and I (32 bits)
         low, high = _extremes(image)
@@ -259,9 +279,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         low, high = _extremes(image)
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise ValueError("float pixels outside 0..1, scale unknown")
-    whole = Image.new("RGB", image.size)
+    whole = np.empty((*_upright_shape(image), 3), np.uint8)
+    stored = _stored(whole, image)
     for top, strip in _strips(image):
-        whole.paste(_strip_to_rgb(strip, most), (0, top))
+        stored[top : top + strip.height] = np.asarray(_strip_to_rgb(strip, most))
     return whole
 
 
@@ -349,7 +370,8 @@ def _as_tensor(picture: Any) -> torch.Tensor:
             raise UserError(str(bad)) from None
     if isinstance(picture, Image.Image):
         try:
-            picture = np.asarray(_to_rgb(_upright(picture)))
+            picture.load()  # a TIFF is turned by Pillow only now
+            picture = np.asarray(picture) if _is_rgb(picture) else _levels(picture)
         except (
             OSError,
             SyntaxError,

@@ -69,6 +69,17 @@ def no_space(error: BaseException, path: str | Path, needed: int | None = None) 
 
 
 @contextlib.contextmanager
+def naming_full_disk(path: str | Path, needed: int | None = None) -> Iterator[None]:
+    """What runs inside writes to ``path``; without room for it, the UserError of ``no_space``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if full := no_space(error, path, needed):
+            raise full from None
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path, needed: int | None = None, durable: bool = True) -> Iterator[Path]:
     """Write a file so that readers see the old one or the whole new one, and nothing in between.
 
@@ -83,7 +94,7 @@ def replacing(path: str | Path, needed: int | None = None, durable: bool = True)
     Raises UserError if the disk, a quota or a limit has no room for the file.
     """
     path = Path(path)
-    try:
+    with naming_full_disk(path, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         if needed is not None and shutil.disk_usage(path.parent).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -101,10 +112,6 @@ def replacing(path: str | Path, needed: int | None = None, durable: bool = True)
             partial.unlink(missing_ok=True)
         if durable and hasattr(os, "O_DIRECTORY"):
             _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        if full := no_space(error, path, needed):
-            raise full from None
-        raise
 
 
 def _flush(path: Path) -> None:

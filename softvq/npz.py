@@ -33,6 +33,7 @@ class NpzImages:
     """A file of images in the making; see above. ``settings``, JSON, go into its zip comment.
 
     ``shape`` is (N, H, W, 3), cut into ``blocks`` of as many images; ``labels`` int64 [N] or None.
+    ``overwrite``: at the end replace a file of ours that was made with other settings.
     Call :meth:`begin`, :meth:`write` every block, in any order and from any process, then
     :meth:`seal` once. Killed at any moment, the same calls go on with the blocks still missing.
     """
@@ -44,8 +45,10 @@ class NpzImages:
         block: int,
         settings: dict[str, Any],
         labels: np.ndarray | None = None,
+        overwrite: bool = False,
     ):
         self.path, self.shape, self.labels = Path(path), shape, labels
+        self.overwrite = overwrite
         self.held: FileLock | None = None
         self.folder = self.path.with_name(self.path.name + ".partial")
         self.array, self.done = self.folder / "array", self.folder / "done"
@@ -69,8 +72,7 @@ class NpzImages:
         does. ``beside``: bytes that will be written elsewhere on the disk. Raises UserError if
         another run is at work, what is there was made with other settings, or the disk is too full.
         """
-        if self.path.is_file():
-            self._compare(_sealed_settings(self.path))
+        if os.path.lexists(self.path) and self._is_this(_sealed_settings(self.path)):
             _check_sums(self.path)
             shutil.rmtree(self.folder, ignore_errors=True)
             return True
@@ -87,8 +89,8 @@ class NpzImages:
             old = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             old = None  # killed while it made room
-        if old is not None and old != self.settings and self._flags().any():
-            self._compare(old)
+        if old is not None and self._flags().any():
+            self._is_this(old)
         if old != self.settings:
             self._make_room(beside)
         elif not self._fits():
@@ -144,17 +146,21 @@ class NpzImages:
             "some space, or give a file on another disk"
         )
 
-    def _compare(self, old: dict[str, Any] | None) -> None:
-        """Raises UserError unless the file was made with the same settings."""
+    def _is_this(self, old: dict[str, Any] | None) -> bool:
+        """Whether what is there was made with the same settings.
+
+        Raises UserError if it is not ours, and if it has other settings and is not to give way.
+        """
         if old is None:
             raise UserError(f"{self.path}: is there, and not of softvq; give another file")
         keys = self.settings | old
         changed = [key for key in keys if self.settings.get(key) != old.get(key)]
-        if changed:
+        if changed and not self.overwrite:
             raise UserError(
                 f"{self.path}: holds other images (another {', '.join(changed)}); give another "
-                f"file, or delete {self.path if self.path.is_file() else self.folder}"
+                "file, or --overwrite to replace them"
             )
+        return not changed
 
     def missing(self) -> list[int]:
         """The blocks whose images are not yet on the disk."""
@@ -220,7 +226,7 @@ def _sealed_settings(path: Path) -> dict[str, Any] | None:
             values = json.loads(archive.comment)
     except (OSError, ValueError, zipfile.BadZipFile):
         return None
-    return values if isinstance(values, dict) else None
+    return values if isinstance(values, dict) and "shape" in values else None
 
 
 def _check_sums(path: Path) -> None:

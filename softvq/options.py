@@ -203,6 +203,17 @@ class OfFeatures:
 
 
 @dataclass(kw_only=True)
+class OfModel:
+    """Of a command that draws pictures."""
+
+    model: Folder = "shipped"
+    """Directory that `softvq train generator` wrote, or 'shipped'; with --tokenizer that of a
+    generator alone, as `softvq import` writes it."""
+    tokenizer: Folder | None = None
+    """Directory of the tokenizer that decodes what a generator alone draws."""
+
+
+@dataclass(kw_only=True)
 class OfSampling:
     """How pictures are drawn. What is not given is as the generator does it by itself."""
 
@@ -232,7 +243,7 @@ class ToPictures:
     """In place of --out: one array of all pictures, and their labels; a stopped command goes on
     when repeated, and torchrun may start it in several processes."""
     overwrite: bool = False
-    """Delete what this command wrote into --out before with other settings."""
+    """Replace what this command wrote there before with other settings."""
 
     def __post_init__(self) -> None:
         one_of(self, "out", "npz", required=True)
@@ -363,14 +374,12 @@ class Reconstruct(OfPrefix, OfTokenizer, Long):
 
 
 @dataclass(kw_only=True)
-class Generate(ToPictures, OfSampling, Long):
+class Generate(ToPictures, OfSampling, OfModel, Long):
     """Draw new pictures.
 
     softvq generate --labels church,parachute --guidance 2 --seed 7 --out pictures
     """
 
-    model: Folder = "shipped"
-    """Directory that `softvq train generator` wrote, or 'shipped'."""
     labels: Words = ("balanced",)
     """Class names or numbers, with commas, taken in turn; or 'balanced', all classes in turn; or
     'sampled', drawn at random."""
@@ -414,14 +423,12 @@ class EvaluateReconstruction(OfSplit, OfTokenizer, OfFeatures, Long):
 
 
 @dataclass(kw_only=True)
-class EvaluateGeneration(OfFeatures, OfSampling, Long):
+class EvaluateGeneration(OfFeatures, OfSampling, OfModel, Long):
     """Measure drawn pictures against photos: Frechet and kernel distance, precision, recall.
 
     softvq evaluate generation --data photos
     """
 
-    model: Folder = "shipped"
-    """Directory that `softvq train generator` wrote, or 'shipped'."""
     data: Folder | None = None
     """A folder of photos (a class is a first-level subfolder), or 'builtin'; as many pictures are
     drawn."""
@@ -453,6 +460,8 @@ class EvaluateStatistics(OfSplit, OfTokenizer, OfFeatures, Long):
 
     out: File
     """The .npz file to write."""
+    overwrite: bool = False
+    """Replace the file, if this command wrote it."""
 
 
 @dataclass(kw_only=True)

@@ -149,7 +149,7 @@ def claimed(
             try:
                 yield out
             except BaseException:
-                if old is None and not any((folder / name).exists() for name in out.record.files):
+                if old is None and not _others(folder):
                     (folder / RECORD).unlink(missing_ok=True)
                 raise
     finally:
@@ -172,6 +172,11 @@ def _compare(
             f"{folder}: holds the results of other settings (another {', '.join(changed)}); give "
             "another folder, or --overwrite to replace them"
         )
+
+
+def _others(folder: Path) -> list[str]:
+    """What lies in a folder beside its record. Hidden files do not count, as everywhere here."""
+    return [name for name in os.listdir(folder) if not name.startswith(".") and name != RECORD]
 
 
 def _inside(folder: Path, name: str) -> bool:

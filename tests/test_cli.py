@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softvq import cli, commands, images
+from softvq import SiT, SiTConfig, cli, commands, images
 from softvq.data import find_photos
+from softvq.errors import UserError
+from softvq.evaluate.statistics import Statistics, is_ours, save_statistics
+from softvq.evaluate.trained import evaluate_latents
 from softvq.fields import field_help
 from softvq.probe import Probe, ProbeConfig
+from softvq.tokenizer import Tokenizer
+from softvq.train.summary import noise_store
 
 COMMANDS = list(cli.COMMANDS)
 GROUPS = [name for name in cli.GROUPS if name]
@@ -300,6 +305,48 @@ def test_evaluate_generation(trained, probe, tmp_path, capsys):
     against = ["--reference", reference, "--images", 28, "--json"]
     code, out, _ = run(capsys, *arguments, *against)
     assert code == 0 and json.loads(out)["gfd"] > 0
+
+
+def test_statistics_replace_no_file(tokenizer, photos, tmp_path, capsys):
+    command = ["evaluate", "statistics", "--data", photos, "--tokenizer", tokenizer, "--out"]
+    moments = np.random.default_rng(0).normal(size=(20, 3))
+    theirs, ours = tmp_path / "theirs.npz", tmp_path / "ours.npz"
+    np.savez(theirs, mu=moments.mean(0), sigma=np.cov(moments.T))  # as published
+    save_statistics(ours, {"pool": Statistics().add(moments)}, "eye")
+    (tmp_path / "notes.txt").write_text("theirs")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for more in ([], ["--overwrite"]):
+        for name in (theirs, tmp_path / "notes.txt"):
+            result = run(capsys, *command, name, *more)
+            assert_one_line_error(result, name, "softvq did not write it")
+    assert_one_line_error(run(capsys, *command, ours), ours, "--overwrite")
+    assert_one_line_error(run(capsys, *command, tmp_path), tmp_path, "is a folder")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert is_ours(ours) and not is_ours(theirs)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_network_that_overflows_gets_no_figure(part, tokenizer, photos, tmp_path, capsys):
+    network = Tokenizer.from_pretrained(tokenizer)
+    for weights in getattr(network, part).parameters():
+        weights.data.fill_(1e30)  # finite, so that it is opened
+    network.save_pretrained(tmp_path)
+    command = ["evaluate", "reconstruction", "--data", photos, "--split", "all"]
+    code, out, err = run(capsys, *command, "--tokenizer", tmp_path)
+    assert (code, out) == (2, "") and f"the {part} gave values that are not finite" in err
+    noise = noise_store(8, (32, 32), 1.0, ["a", "b"])
+    with pytest.raises(UserError, match=f"the {part} gave values that are not finite"):
+        evaluate_latents(network, noise, noise)
+
+
+def test_a_generator_that_comes_alone_draws_with_a_tokenizer(tokenizer, tmp_path, capsys):
+    shape = SiTConfig(tokens=8, channels=16, num_classes=2, width=32, depth=1, heads=2)
+    SiT(shape).save_pretrained(tmp_path / "generator")
+    draw = ["generate", "--model", tmp_path / "generator", "--steps", 1, "--labels", "1,0"]
+    code, out, _ = run(capsys, *draw, "--tokenizer", tokenizer, "--out", tmp_path / "out")
+    assert code == 0 and out.startswith("2 pictures and grid.png")
+    assert len(pictures(tmp_path / "out")) == 3
+    assert_one_line_error(run(capsys, *draw, "--out", tmp_path / "other"), tmp_path / "generator")
 
 
 def test_a_warning_is_one_line(trained, probe, photos):

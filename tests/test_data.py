@@ -20,6 +20,7 @@ from softvq import data, images
 from softvq.data import store as store_module
 from softvq.errors import UserError
 from softvq.recipe import DataConfig
+from softvq.train.folder import open_run
 from softvq.train.photos import open_photos
 
 SIZE = (16, 24)
@@ -508,6 +509,9 @@ def test_training_says_what_it_found_and_writes_elsewhere(tmp_path, capsys):
         "6 photos: 4 for training, 2 held out (drawn by name); 2 classes: class0 3, class1 3",
         "left out: files that are no photos (.heic 1)",
     ]
+    open_photos(config, SIZE, tmp_path / "run" / "photos", say=False)  # as an arm of a study
+    assert capsys.readouterr().err == ""
     for out in (root, root / "run", tmp_path):
-        with pytest.raises(UserError, match="folder"):
-            open_photos(config, SIZE, out / "photos")
+        with pytest.raises(UserError, match="folder"), open_run(out, "", config.source):
+            pass
+    assert not (root / "run").exists()

@@ -46,8 +46,9 @@ def images(path: Path) -> np.ndarray:
 # ---- the file ----
 
 
-def opened(path: Path, **settings) -> NpzImages:
-    return NpzImages(path, PICTURES.shape, 4, {"seed": 1, "interval": (0, 1)} | settings, LABELS)
+def opened(path: Path, overwrite: bool = False, **settings) -> NpzImages:
+    wanted = {"seed": 1, "interval": (0, 1)} | settings
+    return NpzImages(path, PICTURES.shape, 4, wanted, LABELS, overwrite)
 
 
 def fill(file: NpzImages, blocks) -> NpzImages:
@@ -114,14 +115,37 @@ def test_other_settings_are_refused_once_there_are_images(tmp_path):
     fill(opened(tmp_path / "a.npz"), [])
     file = fill(opened(tmp_path / "a.npz", seed=2, steps=3), [0])  # nothing was lost
     file.release()
-    with pytest.raises(UserError, match=r"another seed, steps.*or delete .*a\.npz\.partial"):
+    with pytest.raises(UserError, match=r"another seed, steps.*--overwrite"):
         opened(tmp_path / "a.npz").begin()
     fill(opened(tmp_path / "a.npz", seed=2, steps=3), [1, 2]).seal()
-    with pytest.raises(UserError, match=r"another seed, steps.*or delete .*a\.npz$"):
+    with pytest.raises(UserError, match=r"another seed, steps.*--overwrite"):
         opened(tmp_path / "a.npz").begin()
-    np.savez(tmp_path / "theirs.npz", PICTURES)
-    with pytest.raises(UserError, match="not of softvq"):
-        opened(tmp_path / "theirs.npz").begin()
+    for name in ("theirs.npz", "link.npz", "folder.npz"):
+        theirs = tmp_path / name
+        if name == "theirs.npz":
+            np.savez(theirs, PICTURES)
+        elif name == "link.npz":
+            theirs.symlink_to("nowhere")
+        else:
+            theirs.mkdir()
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="not of softvq"):
+                opened(theirs, overwrite).begin()
+    assert np.array_equal(images(tmp_path / "theirs.npz"), PICTURES)
+
+
+def test_overwrite_replaces_a_finished_file_at_the_end_and_goes_on_when_stopped(tmp_path):
+    path = tmp_path / "a.npz"
+    fill(opened(path, seed=2), [0, 1, 2]).seal()
+    old = path.read_bytes()
+    fill(opened(path, overwrite=True), [1]).release()
+    assert path.read_bytes() == old  # until the new one is whole
+    file = opened(path, overwrite=True)
+    assert not file.begin() and file.missing() == [0, 2]
+    file.release()
+    fill(opened(path, overwrite=True), [0, 2]).seal()
+    assert opened(path).begin() and path.read_bytes() != old
+    assert opened(path, overwrite=True).begin()  # finished: nothing is drawn again
 
 
 def test_two_runs_at_once_are_refused(tmp_path):

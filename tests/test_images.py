@@ -239,6 +239,8 @@ def test_exif_orientation(tmp_path, orientation, kind):
     exif[0x0112] = orientation
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(kind, {})
     result = loaded(tmp_path, encoded(stored, kind, exif=exif, **options)).astype(int)
+    with Image.open(tmp_path / "image") as unread:
+        assert np.array_equal(images.to_uint8(images.as_tensor(unread))[0], result)
     assert result.shape == upright.shape
     assert images.upright_size(tmp_path / "image") == (WIDTH, HEIGHT)
     assert abs(result - upright).max() <= (12 if kind == "JPEG" else 0)
@@ -438,9 +440,9 @@ def test_strips_give_what_the_whole_gives(mode, monkeypatch):
     if mode == "P":
         image.info["transparency"] = 3
     assert image.mode == mode
-    whole = np.asarray(images._to_rgb(image))
+    whole = images._levels(image)
     monkeypatch.setattr(images, "STRIP", 70)  # two rows
-    np.testing.assert_array_equal(images._to_rgb(image), whole)
+    np.testing.assert_array_equal(images._levels(image), whole)
 
 
 def test_a_mask_is_inside_where_it_is_not_black_however_dark(tmp_path):
@@ -530,7 +532,7 @@ def test_large_photos_of_many_threads_take_turns(tmp_path, monkeypatch):
     picture().save(tmp_path / "a.png")
     monkeypatch.setattr(images, "_ROOM", images._Room(2 * HEIGHT * WIDTH))
     at_once, most = [0], [0]
-    to_rgb, lock = images._to_rgb, threading.Lock()
+    is_rgb, lock = images._is_rgb, threading.Lock()
 
     def slow(image):
         with lock:
@@ -539,9 +541,9 @@ def test_large_photos_of_many_threads_take_turns(tmp_path, monkeypatch):
         threading.Event().wait(0.02)
         with lock:
             at_once[0] -= 1
-        return to_rgb(image)
+        return is_rgb(image)
 
-    monkeypatch.setattr(images, "_to_rgb", slow)
+    monkeypatch.setattr(images, "_is_rgb", slow)
     threads = [threading.Thread(target=images.load, args=(tmp_path / "a.png",)) for _ in range(8)]
     for thread in threads:
         thread.start()

@@ -53,6 +53,19 @@ def test_a_file_put_into_our_folder_is_not_replaced(tmp_path):
     assert (out / "b").read_text() == "theirs" and (out / "a").is_file()
 
 
+def test_a_run_that_was_cut_short_before_its_first_file_goes_on(tmp_path):
+    out = tmp_path / "out"
+    for beside in ("", "photos"):  # what the run keeps beside the files that it names
+        with pytest.raises(KeyboardInterrupt), claimed(out, "demo", {}) as held:
+            held.expect(["report.html"])
+            if beside:
+                (out / beside).mkdir()
+            raise KeyboardInterrupt
+        assert out.exists() == bool(beside)
+    write(out, ["report.html"], "demo")
+    assert (out / "report.html").is_file()
+
+
 def test_two_sets_are_never_mixed(tmp_path):
     write(tmp_path / "out", ["1-dog", "2-dog"], seed=0)
     with pytest.raises(UserError, match=r"other settings \(another seed\).*--overwrite"):

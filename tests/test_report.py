@@ -11,6 +11,7 @@ from PIL import Image
 import softvq.train.tokenizer as training
 from softvq import demo
 from softvq.data import BUILTIN
+from softvq.errors import UserError
 from softvq.report import (
     Figure,
     Point,
@@ -111,6 +112,14 @@ def pipeline_folder(tmp_path_factory):
     return folder
 
 
+def test_demo_takes_no_folder_that_holds_anything_else(pipeline_folder, tmp_path):
+    (tmp_path / "report.html").write_text("theirs")
+    with pytest.raises(UserError, match=r"softvq did not write \(report\.html\)"):
+        demo.run_demo(tmp_path, minutes=1, model=str(pipeline_folder))
+    assert (tmp_path / "report.html").read_text() == "theirs"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_demo_reports_and_repeats(pipeline_folder, tmp_path, monkeypatch, capsys):
     for module in (demo, training):
         monkeypatch.setattr(module, "TRIAL", 4)
@@ -126,6 +135,8 @@ def test_demo_reports_and_repeats(pipeline_folder, tmp_path, monkeypatch, capsys
     journal = (tmp_path / "fine-tune" / "metrics.jsonl").read_text(encoding="utf-8")
     seen = [line["seen"] for line in demo.metrics(tmp_path / "fine-tune", "loss")]
     assert seen[-1] == 4 * 32  # the shortest run: as many steps as the measurement took
+    with pytest.raises(UserError, match="another model"):
+        demo.run_demo(tmp_path, minutes=1, model="shipped")
     path.unlink()
     assert demo.run_demo(tmp_path, minutes=5, model=str(pipeline_folder))  # the run is done
     assert path.is_file()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from PIL import Image
 
 from softvq.cli import main
 from softvq.study.settings import Known, Settings
-from softvq.study.study import run_study
+from softvq.study.study import open_detector, run_study
+from softvq.train.summary import noise_store
 
 SIZE = 32
 
@@ -195,3 +198,11 @@ def test_kill_minus_9_changes_no_result(tmp_path):
     for found in (one, two):
         del found["times"], found["speeds"], found["command"]
     assert one == two
+
+
+def test_training_photos_of_one_class_teach_no_detector(tmp_path):
+    """MVTec's layout: the defects are held out, and only good photos are for training."""
+    noise = noise_store(4, (16, 16), 1.0, ["bent", "good"])
+    good = replace(noise, labels=np.ones(4, np.int64))
+    assert open_detector(SimpleNamespace(train=good), [], None, tmp_path) is None
+    assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ from softvq.tokenizer.lpips import LPIPS
 from softvq.tokenizer.objective import Objective, ObjectiveConfig
 from softvq.train import loop
 from softvq.train.checkpoint import load_newest, save_checkpoint
-from softvq.train.folder import open_run
+from softvq.train.folder import Journal, open_run
 from softvq.train.optimizers import adamw, average, optimizers, rate
 from softvq.train.photos import Batch
 from softvq.train.players import Player, Turn
@@ -363,6 +363,36 @@ def test_damaged_records_are_one_line(tmp_path, capsys):
             train(Line(), *longer(96)[:1], tmp_path, longer(96)[1])
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tfevents"])
+def test_a_record_that_finds_no_room_is_one_line(tmp_path, name):
+    resource = pytest.importorskip("resource")
+    if name == "metrics.jsonl":  # the larger one meets the limit first
+        lines = "".join(json.dumps({"seen": 0, "loss": i / 7}) + "\n" for i in range(200))
+        (tmp_path / name).write_text(lines)
+    journal = Journal(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"{name}.*ulimit -f.*free"):
+            for seen in range(1, 300):
+                journal.write(seen, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_curves_are_read_by_tensorboard_and_begin_again_at_a_checkpoint(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
+    journal = Journal(tmp_path, 0)
+    for seen in (10, 20, 30):
+        journal.write(seen, {"loss": seen / 8})
+    journal = Journal(tmp_path, 20)
+    journal.write(40, {"loss": 1.0})
+    found = accumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(point.step, point.value) for point in found] == [(10, 1.25), (20, 2.5), (40, 1.0)]
+
+
 def test_only_two_checkpoints_are_kept_and_leftovers_go(tmp_path):
     (tmp_path / "000000000001.safetensors").write_bytes(b"half")
     for seen in (10, 20, 30):
@@ -524,6 +554,15 @@ def adversarial(*more: str) -> TokenizerTask:
 def batch(seen: int):
     rows = torch.arange(4)
     return Batch(photos(), rows, rows, rows < 0, seen)
+
+
+def test_precision_is_that_of_the_device_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for kind, precision in {"cuda": "bf16", "cpu": "fp32", "mps": "fp32"}.items():
+        monkeypatch.setattr(loop, "pick_device", lambda kind=kind: torch.device(kind))
+        assert loop.resolve_precision("auto") == precision
+        assert loop.resolve_precision("bf16") == "bf16"
 
 
 def test_before_its_start_nothing_adversarial_is_computed():

@@ -66,7 +66,7 @@ def coded(
     if kind in CODECS:
         return _file(kind, photos, bytes, grey)
     if kind == "thumbnail":
-        return _thumbnail(photos, floats, grey)
+        return thumbnail(photos, floats, grey)
     if kind == "pca":
         return _pca(train, photos, floats, grey, most or MOST_TRAINING)
     raise UserError(f"unknown baseline '{kind}'; known: {', '.join(BASELINES)}")
@@ -118,7 +118,16 @@ def _file(kind: str, photos: np.ndarray, budget: int, grey: bool) -> Coded:
     )
 
 
-def _thumbnail(photos: np.ndarray, budget: int, grey: bool) -> Coded:
+def thumbnail(
+    photos: np.ndarray,
+    budget: int,
+    grey: bool,
+    reduce: Image.Resampling = images.RESAMPLE,
+) -> Coded:
+    """The largest thumbnails of at most ``budget`` values, enlarged again (bicubic).
+
+    ``reduce``: the filter that makes them small; RESAMPLE is that of all photos here.
+    """
     height, width = photos.shape[1:3]
     channels = 1 if grey else 3
     rows, columns = 1, 1
@@ -126,7 +135,7 @@ def _thumbnail(photos: np.ndarray, budget: int, grey: bool) -> Coded:
         shape = _reduced(height, width, side)
         if channels * math.prod(shape) <= budget:
             rows, columns = shape
-    small = [_picture(p, grey).resize((columns, rows), images.RESAMPLE) for p in photos]
+    small = [_picture(p, grey).resize((columns, rows), reduce) for p in photos]
     rebuilt = [_rgb(p.resize((width, height), images.RESAMPLE), grey) for p in small]
     kept = channels * rows * columns
     return Coded(np.stack(rebuilt), float(kept), kept, f"{rows}x{columns}", kept <= budget)

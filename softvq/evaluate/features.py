@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from softvq import images
+from softvq.coding import BATCH
 from softvq.errors import UserError
 from softvq.evaluate.distances import (
     density_coverage,
@@ -28,10 +29,10 @@ from softvq.evaluate.distances import (
 from softvq.evaluate.inception import PREPROCESSING, Inception
 from softvq.evaluate.statistics import Statistics
 from softvq.eye import Eye
+from softvq.io import check_finite
 from softvq.models import model_folder, open_probe, open_teacher, part, recognise
 from softvq.probe import Probe
 
-BATCH = 64
 EYE_SIZE = 224  # pixels of height and width at which the eye looks: those of its training
 
 
@@ -197,6 +198,8 @@ class FeatureSet:
         """Take in pictures, uint8 [B, H, W, 3], in batches of at most 64."""
         for first in range(0, len(pictures), BATCH):
             found = self.network.compute(pictures[first : first + BATCH])
+            for features in found.values():
+                check_finite(features, self.network.name)
             for kind in found.keys() & {"pool", "spatial"}:
                 self.statistics.setdefault(kind, Statistics()).add(found[kind])
             for kind in found.keys() & ({"pool", "logits"} if self.keep else set()):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from softvq.evaluate.pixels import psnr_per_image
 from softvq.evaluate.statistics import as_features
 from softvq.images import to_uint8
+from softvq.io import check_finite
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.bottleneck import codebook_stats
 
@@ -146,7 +147,8 @@ def token_contributions(tokenizer: Tokenizer, pictures: Tensor, batch: int = 64)
         originals, size = to_uint8(some), (some.shape[2], some.shape[3])
 
         def quality(z: Tensor, originals: np.ndarray = originals, size: tuple = size) -> float:
-            return psnr_per_image(originals, to_uint8(tokenizer.decode(z, size))).sum()
+            rebuilt = check_finite(tokenizer.decode(z, size), "the decoder")
+            return psnr_per_image(originals, to_uint8(rebuilt)).sum()
 
         whole = quality(z)
         for i in range(len(lost)):

@@ -101,6 +101,14 @@ def save_statistics(path: str | Path, kinds: dict[str, Statistics], features: st
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes arrays by any name
 
 
+def is_ours(path: Path) -> bool:
+    """Whether :func:`save_statistics` wrote a file: it says what its features are."""
+    try:
+        return open_statistics(path)[1] is not None
+    except UserError:
+        return False
+
+
 def open_statistics(path: str | Path) -> tuple[dict[str, Statistics], str | None]:
     """Statistics by kind from an .npz file of ours or a published one, and its features' name.
 

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softvq import images
-from softvq.data import Crops, Store, find_marks, fixed_batches, read_masks
+from softvq.coding import BATCH, encode, evenly, originals, reconstruct
+from softvq.data import Store, find_marks, read_masks
 from softvq.errors import UserError
 from softvq.evaluate.features import (
-    BATCH,
     FeatureNetwork,
     FeatureSet,
     frechet_distances,
@@ -51,16 +50,13 @@ def evaluate_reconstruction(
     ``masks``: a folder as in :func:`softvq.data.find_marks`; without, that of an MVTec folder. Adds
     each measure inside, over ``images_inside`` photos: those with a mask that is not empty.
     """
-    device = next(tokenizer.parameters()).device
     values: dict[str, list[np.ndarray]] = {}
     real = FeatureSet(network, keep=False) if network else None
     rebuilt = FeatureSet(network, keep=False) if network else None
     marks = find_marks(photos.names, photos.root, masks)
     marked = masks is not None or any(marks)
     done = 0
-    for pixels, _ in fixed_batches(photos, BATCH):
-        a = images.to_uint8(pixels)
-        b = images.to_uint8(tokenizer.reconstruct(pixels.to(device)))
+    for a, b in reconstruct(tokenizer, photos):
         regions: dict[str, np.ndarray | None] = {"": None}
         if marked:
             regions["_inside"] = read_masks(marks[done : done + len(a)], photos.size)
@@ -117,7 +113,7 @@ def evaluate_generation(
         if not figures:
             raise UserError("the statistics are not of this network's features")
         return figures | set_measures(None, drawn)
-    real = FeatureSet.of(network, (images.to_uint8(x) for x, _ in fixed_batches(photos, BATCH)))
+    real = FeatureSet.of(network, originals(photos))
     return frechet_distances(real.statistics, drawn, "g") | set_measures(real, drawn)
 
 
@@ -153,30 +149,20 @@ def evaluate_latents(
     if indices is not None:
         usage, perplexity = codebook_use(indices, tokenizer.bottleneck.codewords)
         figures |= {"codebook_usage": usage, "codebook_perplexity": perplexity}
-    pictures = torch.cat([x for x, _ in _spread(held_out, probed)])
+    pictures = torch.stack(list(evenly(held_out, probed)[0]))
     figures["token_contributions_db"] = token_contributions(tokenizer, pictures)
     return figures
-
-
-def _spread(photos: Store, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of at most ``limit`` whole photos, evenly spread over all, and their labels."""
-    chosen = np.linspace(0, len(photos) - 1, min(limit, len(photos))).astype(int)
-    whole = Crops(photos, augment=False)
-    for first in range(0, len(chosen), BATCH):
-        some = chosen[first : first + BATCH]
-        yield torch.stack([whole[i, i][0] for i in some]), torch.from_numpy(photos.labels[some])
 
 
 def _encoded(
     tokenizer: Tokenizer, photos: Store, limit: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Normalised latents [N, L C], labels [N], and numbers of codewords where there are any."""
-    device = next(tokenizer.parameters()).device
-    latents, labels, indices = [], [], []
-    for pixels, some in _spread(photos, limit):
-        tokens = tokenizer.encode(pixels.to(device))
+    latents, indices = [], []
+    pictures, rows = evenly(photos, limit)
+    for tokens in encode(tokenizer, pictures):
         latents.append(tokenizer.normalize(tokens.latents).flatten(1).float().cpu())
-        labels.append(some)
         if tokens.indices is not None:
             indices.append(tokenizer.bottleneck.number(tokens.indices).cpu())
-    return torch.cat(latents), torch.cat(labels), torch.cat(indices) if indices else None
+    labels = torch.from_numpy(photos.labels[rows])
+    return torch.cat(latents), labels, torch.cat(indices) if indices else None

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,22 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from softvq.data import Store, fixed_batches
+from softvq.coding import batches
+from softvq.data import Store
 from softvq.errors import UserError
-from softvq.io import write_atomically
+from softvq.io import check_finite, replacing, write_atomically
 from softvq.tokenizer.alignment import Teacher
-
-BATCH = 64
 
 
 def stored_features(
-    folder: Path, teacher: Teacher, source: list[Any], count: int, batches: Iterable[Tensor]
+    folder: Path, teacher: Teacher, source: list[Any], count: int, pictures: Iterable[Tensor]
 ) -> np.ndarray:
     """A teacher's features of ``count`` images: float16 [count, N, D] in ``folder``/features.npy.
 
-    Computed from batches [B, 3, H, W] unless they are there. Beside them ``index.json`` has a hash
-    of the teacher and of ``source``, which must tell the images from any others. It is written
-    last, so an interrupted computation is begun again. Raises UserError if the folder holds other
-    features, OSError if the disk is too small.
+    Computed from batches of ``pictures`` [B, 3, H, W] unless they are there. Beside them
+    ``index.json`` has a hash of the teacher and of ``source``, which must tell the images from any
+    others. It is written last, so an interrupted computation is begun again. Raises UserError if
+    the folder holds other features, and if the disk is too small.
     """
     weights = hashlib.sha256(save({k: v.cpu() for k, v in teacher.state_dict().items()}))
     kind = [*teacher.kind(), *source]
@@ -39,27 +36,26 @@ def stored_features(
     mark = json.dumps({"fingerprint": made_by}) + "\n"
     index, path = folder / "index.json", folder / "features.npy"
     if not index.is_file():
-        _compute(path, teacher, count, batches)
+        _compute(path, teacher, count, pictures)
         write_atomically(index, mark)
     elif index.read_text(encoding="utf-8") != mark:
         raise UserError(f"{folder} holds features of another teacher or of other photos; delete it")
     return np.load(path, mmap_mode="r")
 
 
-def _compute(path: Path, teacher: Teacher, count: int, batches: Iterable[Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _compute(path: Path, teacher: Teacher, count: int, pictures: Iterable[Tensor]) -> None:
     shape = (count, teacher.patches, teacher.width)
-    if shutil.disk_usage(path.parent).free < 2 * math.prod(shape):
-        raise OSError("no space left on the disk")  # now, rather than after hours
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file, tqdm(total=count, desc="teacher", unit="img") as bar:
+    with (
+        replacing(path, 2 * math.prod(shape)) as partial,
+        partial.open("wb") as file,
+        tqdm(total=count, desc="teacher", unit="img") as bar,
+    ):
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels in batches:
-            features = teacher(pixels.to(teacher.mean.device))
+        for pixels in pictures:
+            features = check_finite(teacher(pixels.to(teacher.mean.device)), "the teacher")
             file.write(features.half().cpu().numpy().astype("<f2").tobytes())
             bar.update(pixels.shape[0])
-    os.replace(partial, path)
 
 
 class FeatureCache:
@@ -72,12 +68,12 @@ class FeatureCache:
         if photos.margin != 1:
             raise UserError("alignment.cache is for whole photos: set data.margin=1")
         views = 1 + flip
-        batches = (
+        pictures = (
             torch.stack([pixels, pixels.flip(-1)][:views], dim=1).flatten(0, 1)
-            for pixels, _ in fixed_batches(photos, BATCH)
+            for pixels in batches(photos, photos.size)
         )
         source, count = [photos.fingerprint, flip], views * len(photos)
-        features = stored_features(folder, teacher, source, count, batches)
+        features = stored_features(folder, teacher, source, count, pictures)
         self.features = features.reshape(len(photos), views, *features.shape[1:])
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:

@@ -4,15 +4,18 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from softvq.errors import UserError
-from softvq.io import locked, sweep, write_atomically
+from softvq.io import locked, naming_full_disk, sweep, write_atomically
 from softvq.outputs import LOCK, check_folder, refuse_overlap
 
 RECIPE = "recipe.yaml"
@@ -106,11 +109,36 @@ class Journal:
                 print(f"{self.path}: {damaged} damaged lines left out", file=sys.stderr)
             lines = [json.dumps(values) + "\n" for values in found if values["seen"] <= seen]
             write_atomically(self.path, "".join(lines))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=seen)
+        self.curves = Curves(folder / "tensorboard", seen)
 
     def write(self, seen: int, values: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"seen": seen} | values) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, seen)
-        self.board.flush()
+        """Add a line. Raises UserError if the disk, a quota or a limit has no room for it."""
+        line = json.dumps({"seen": seen} | values) + "\n"
+        with naming_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+        self.curves.write(seen, values)
+
+
+class Curves:
+    """A file of scalars for TensorBoard, where lines of older files after ``seen`` no longer count.
+
+    Written here and now: of the thread that torch's SummaryWriter leaves it to, a full disk is
+    nobody's error.
+    """
+
+    def __init__(self, folder: Path, seen: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(file_version="brain.Event:2"), Event(step=seen + 1, session_log=start))
+
+    def write(self, seen: int, values: dict[str, float]) -> None:
+        """Add a point to the curve of each name. Raises UserError for a full disk."""
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(step=seen, summary=Summary(value=points)))
+
+    def _add(self, *events: Event) -> None:
+        with naming_full_disk(self.path), self.path.open("ab") as file:
+            for event in events:
+                event.wall_time = time.time()
+                RecordWriter(file).write(event.SerializeToString())

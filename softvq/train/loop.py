@@ -175,9 +175,11 @@ def diverged(what: str, seen: int, players: list[Player], checkpoint: Checkpoint
 
 
 def resolve_precision(precision: str) -> str:
-    """``auto`` becomes bf16 where the hardware multiplies it natively, else fp32."""
+    """``auto`` becomes bf16 where the device multiplies it natively, else fp32."""
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
+    device = pick_device().type
+    if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    natively = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if natively else "fp32"

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from softvq.data import Crops, Positions, Store, open_store
-from softvq.outputs import refuse_overlap
 from softvq.recipe import DataConfig, TrainConfig
 
 
@@ -34,15 +33,15 @@ class Batch:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
 
-def open_photos(data: DataConfig, size: tuple[int, int], cache: Path) -> tuple[Store, Store]:
+def open_photos(
+    data: DataConfig, size: tuple[int, int], cache: Path, say: bool = True
+) -> tuple[Store, Store]:
     """Training photos, with their margin, and held-out photos; decoded into ``cache``.
 
-    What was found is said on stderr, by one process. Raises UserError if the photos lie where the
-    training writes, or the reverse.
+    ``say`` on stderr what was found, by one process. Raises UserError as ``open_store``.
     """
-    refuse_overlap(data.source, cache.parent)
     photos = open_store(data.source, "train", size, cache, data.margin, data.fit)
-    if os.environ.get("RANK", "0") == "0":
+    if say and os.environ.get("RANK", "0") == "0":
         print(photos.summary, file=sys.stderr)
     return photos, open_store(data.source, "val", size, cache, 1.0, data.fit)
 

@@ -302,7 +302,8 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
     size = (recipe.model.height, recipe.model.width)
     find_photos(recipe.data.source)  # before a folder is made for them
     with open_run(folder, recipe_yaml(recipe), recipe.data.source):
-        photos, held_out = open_photos(recipe.data, size, photos_in or folder / "photos")
+        cache = photos_in or folder / "photos"
+        photos, held_out = open_photos(recipe.data, size, cache, say=photos_in is None)
         task = TokenizerTask(recipe, photos, held_out)
         if task.teacher is not None and recipe.alignment.cache:
             state = PartialState(cpu=pick_device().type == "cpu")
