@@ -279,14 +279,13 @@ def study(asked: options.Study) -> Outcome | None:
     from softvq.study.settings import Known, Settings
     from softvq.study.study import run_study
 
-    parts: list[Any] = [
-        kind(**{f.name: getattr(asked, f.name) for f in fields(kind)}) for kind in (Settings, Known)
-    ]
+    settings = Settings(**{f.name: getattr(asked, f.name) for f in fields(Settings)})
+    known = Known(**{f.name: getattr(asked, f.name) for f in fields(Known)})
     if asked.dry_run:
         from softvq.data import find_photos
 
         return _planned(find_photos(asked.data, "all").summary(), asked.budget)
-    finished = run_study(*parts, Path(asked.out), asked.criteria, asked.lang)
+    finished = run_study(settings, known, Path(asked.out), asked.criteria, asked.lang)
     return Outcome("", {"out": asked.out}) if finished else None
 
 

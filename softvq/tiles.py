@@ -84,8 +84,7 @@ def encode_tiles(
         for places in _groups([(y, x) for y in top for x in left], batch):
             cut = [image[:, y : y + tile[0], x : x + tile[1]] for y, x in places]
             pixels = torch.stack([_filled(each, tile) for each in cut]).to(device)
-            fewer = {} if tokens is None else {"tokens": tokens}
-            found.append(tokenizer.encode(pixels, **fewer).latents.cpu())
+            found.append(tokenizer.encode(pixels, tokens=tokens).latents.cpu())
     latents = check_finite(torch.cat(found), "the encoder")
     return TiledTokens(latents, top, left, (height, width))
 
