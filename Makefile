@@ -2,7 +2,7 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test slow lint docs hooks clean
+.PHONY: demo test slow fuzz lint docs hooks clean
 
 demo: .venv/installed
 	$(BIN)/softvq demo --out demo
@@ -12,6 +12,10 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Damaged files of every kind that is read; MUTANTS=1000 for fewer.
+fuzz: .venv/installed
+	cd tests && ../$(BIN)/python -m helpers.fuzz $(or $(MUTANTS),20000)
 
 lint: .venv/installed
 	$(BIN)/ruff check

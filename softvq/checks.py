@@ -40,8 +40,9 @@ def check_fields(
         value = checked(getattr(config, field.name), hints(kind)[field.name])
         if isinstance(value, Wrong):
             raise UserError(f"{prefix}{field.name} {value}")
-        if isinstance(value, int) and value > (DEEPEST if field.name.endswith("depth") else MOST):
-            raise UserError(f"{prefix}{field.name} {value} is more than any model has")
+        most = DEEPEST if field.name.endswith("depth") else MOST
+        if isinstance(value, int) and value > most:
+            raise UserError(f"{prefix}{field.name} must be at most {most:,}, got {short(value)}")
         object.__setattr__(config, field.name, value)
     for names, holds, what in (
         (above_0, lambda value: value > 0, "must be above 0"),

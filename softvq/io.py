@@ -34,7 +34,8 @@ def unknown_key(key: str, known: list[str], where: str) -> UserError:
     """The error for a key nobody knows, naming the nearest known one."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
-    return UserError(f"{where}: unknown key '{key}'; {hint}")
+    shown = repr(key) if len(key) <= 60 else f"{key[:60]!r}..."
+    return UserError(f"{where}: unknown key {shown}; {hint}")
 
 
 NUMPY = -1

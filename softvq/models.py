@@ -24,6 +24,7 @@ from softvq.probe import Probe, ProbeConfig
 from softvq.tokenizer.alignment import EYES, EyeTeacher, Teacher
 from softvq.tokenizer.config import TokenizerConfig
 from softvq.tokenizer.model import Tokenizer
+from softvq.tokens import TokenIndex
 
 __all__ = [
     "DiffusersTokenizer", "Parts", "Teacher", "describe", "export_model", "find", "import_model",
@@ -428,13 +429,13 @@ def describe(name: str | Path) -> Description:
         return replace(_describe_model(folder), **run_of(folder))
     if (folder / "results.json").is_file() or (folder / "plan.json").is_file():
         return Description(str(folder), "study")
-    index = _json(folder / "index.json")
-    if "shards" in index:
-        known = {key: index.get(key) for key in ("tokens", "channels", "count", "tokenizer")}
-        sides: Any = (index.get("height"), index.get("width"))
-        classes = tuple(map(str, index.get("classes") or ()))
-        return Description(str(folder), "tokens", size=sides, data=index.get("photos"),
-                           classes=classes, **known)  # type: ignore[arg-type]  # fmt: skip
+    if "shards" in _json(folder / "index.json"):
+        index = TokenIndex.read(folder)
+        return Description(
+            str(folder), "tokens", size=(index.height, index.width), tokens=index.tokens,
+            channels=index.channels, data=index.photos, tokenizer=index.tokenizer,
+            classes=tuple(index.classes), count=index.count,
+        )  # fmt: skip
     if (folder / "recipe.yaml").is_file():
         return Description(str(folder), "run", **run_of(folder))
     raise UserError(

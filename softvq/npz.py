@@ -87,9 +87,9 @@ class NpzImages:
                 ) from None
         try:
             old = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            old = None  # killed while it made room
-        if old is not None and self._flags().any():
+        except (OSError, ValueError, RecursionError):
+            old = None  # killed while it made room, or damaged
+        if isinstance(old, dict) and self._flags().any():
             self._is_this(old)
         if old != self.settings:
             self._make_room(beside)
@@ -156,8 +156,9 @@ class NpzImages:
         keys = self.settings | old
         changed = [key for key in keys if self.settings.get(key) != old.get(key)]
         if changed and not self.overwrite:
+            named = [key if key.isidentifier() else repr(key) for key in changed]
             raise UserError(
-                f"{self.path}: holds other images (another {', '.join(changed)}); give another "
+                f"{self.path}: holds other images (another {', '.join(named)}); give another "
                 "file, or --overwrite to replace them"
             )
         return not changed
@@ -224,7 +225,7 @@ def _sealed_settings(path: Path) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             values = json.loads(archive.comment)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile):
         return None
     return values if isinstance(values, dict) and "shape" in values else None
 

@@ -96,7 +96,7 @@ class TrainConfig:
         check_ranges(
             self, "train", images=(1, ever), batch=(1, 10**6), lr=(0, 10), muon_lr=(0, 10),
             layer_decay=(1e-3, 1), weight_decay=(0, 100), warmup=(0, ever), final_lr=(0, 1),
-            clip=(1e-6, 1e6), ema_halflife=(0, ever), seed=(0, 2**32 - 1), log_every=(1, ever),
+            clip=(1e-6, 1e6), ema_halflife=(0, ever), seed=(0, ever), log_every=(1, ever),
             evaluate_every=(1, ever), checkpoint_every=(1, ever),
         )  # fmt: skip
 
@@ -252,6 +252,8 @@ def recipe_layers(name: str) -> list[tuple[str, DictConfig]]:
             raise UserError(f"{where}: not a recipe; give a YAML file, which is text") from None
         except (YAMLError, OmegaConfBaseException, RecursionError) as error:
             raise UserError(f"{where}: not valid YAML ({_short(error)})") from None
+        except AssertionError:  # what OmegaConf says of a file that is a lone number
+            layer = None
         if not isinstance(layer, DictConfig):
             raise UserError(f"{where}: not a recipe, which has keys and values")
         layers.insert(0, (where, layer))

@@ -446,21 +446,21 @@ def test_muon_gets_block_matrices_and_adamw_the_rest():
         ("model.tokens=0", "tokens must be above 0"),
         ("model.patch=7", "not divisible by patch 7"),
         ("model.encoder_heads=5", "not divisible by heads 5"),
-        ("data.fit=squash", "unknown fit 'squash'"),
+        ("data.fit=squash", "data.fit 'squash' is none of crop, stretch"),
         ("data.margin=0.5", "data.margin must be in 1 .. 16, got 0.5"),
-        ("data.margin=nan", "data.margin must be in 1 .. 16, got nan"),
-        ("data.margin=inf", "data.margin must be in"),
+        ("data.margin=nan", "data.margin must be a number, got nan"),
+        ("data.margin=inf", "data.margin must be a number, got inf"),
         ("data.workers=-1", "data.workers must be in 0 .. 256, got -1"),
-        ("train.seed=-1", "train.seed must be in 0 .. 4,294,967,295, got -1"),
-        ("train.seed=99999999999999", "train.seed must be in"),
+        ("train.seed=-1", "train.seed must be in 0 .. 2,147,483,647, got -1"),
+        ("train.seed=99999999999999", "train.seed must be at most 2,147,483,647, got 9"),
         ("train.weight_decay=-1", "train.weight_decay must be in 0 .. 100, got -1"),
         ("train.lr=-1", "train.lr must be in 0 .. 10, got -1"),
         ("train.lr=1e30", "train.lr must be in"),
-        ("train.lr=nan", "train.lr must be in 0 .. 10, got nan"),
+        ("train.lr=nan", "train.lr must be a number, got nan"),
         ("train.warmup=-5000", "train.warmup must be in"),
         ("train.ema_halflife=-10", "train.ema_halflife must be in"),
-        ("train.batch=1000000000000", "train.batch must be in"),
-        ("adversary.lr=nan", "adversary.lr must be in"),
+        ("train.batch=1000000000000", "train.batch must be at most 2,147,483,647"),
+        ("adversary.lr=nan", "adversary.lr must be a number, got nan"),
         ("objective.l2=nan", "objective.l2 must be in"),
         ("lora_rank=-1", "lora_rank must be in"),
         ("train.batch", "not an override of the form key.subkey=value"),
@@ -473,18 +473,15 @@ def test_a_wrong_recipe_value_is_one_clear_line(tmp_path, override, message):
 
 
 @pytest.mark.parametrize("bottleneck", ["softvq", "vq", "kl", "ae"])
-def test_200_steps_on_the_builtin_photos_halve_the_loss(tmp_path, bottleneck):
-    recipe = load_recipe(
-        TokenizerRecipe,
-        "tiny",
-        [f"model.bottleneck={bottleneck}", "train.log_every=32", "train.evaluate_every=6400"],
-    )
+def test_60_steps_on_the_builtin_photos_halve_the_loss(tmp_path, bottleneck):
+    length = ["train.images=1920", "train.log_every=32", "train.evaluate_every=1920"]
+    recipe = load_recipe(TokenizerRecipe, "tiny", [f"model.bottleneck={bottleneck}", *length])
     assert train_tokenizer(recipe, tmp_path)
     logged = lines(tmp_path)
     losses = [line["l2"] for line in logged if "l2" in line]
     assert losses[-1] < losses[0] / 2
     final = [line for line in logged if "psnr" in line][-1]
-    assert final["psnr"] > 14
+    assert final["psnr"] > 13
     if bottleneck in ("softvq", "vq"):
         assert 0 < logged[-2]["codebook_usage"] <= 1
     tokenizer = Tokenizer.from_pretrained(tmp_path)
