@@ -81,14 +81,6 @@ def test_errors_are_one_line(folders, capsys):
         assert not new.exists()
 
 
-@pytest.mark.parametrize("command", ["import", "export"])
-def test_help_has_an_example_that_is_a_command(command, capsys):
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    example = capsys.readouterr().out.split("example:\n  softvq ")[1].split("\n")[0]
-    assert callable(cli.build_parser().parse_args(example.split()).run)
-
-
 # ---- the hub ----
 
 

@@ -70,11 +70,11 @@ def test_a_field_that_is_new_to_the_library_changes_no_fingerprint(monkeypatch):
     from dataclasses import make_dataclass
 
     one, other = tokenizer(), tokenizer()
-    wider = make_dataclass("Wider", [("nested", bool, False)], bases=(type(other.config),))
+    wider = make_dataclass("Wider", [("unheard_of", bool, False)], bases=(type(other.config),))
     values = {k: v for k, v in vars(one.config).items()}
     other.config = wider(**values)
     assert fingerprint(one) == fingerprint(other)
-    other.config = wider(**values, nested=True)
+    other.config = wider(**values, unheard_of=True)
     assert fingerprint(one) != fingerprint(other)
 
 
