@@ -193,7 +193,9 @@ def _function(command: Command) -> Callable[..., tuple[Command, Any]]:
             kind, hint, extra["required"] = Kind.VAR_POSITIONAL, str, default is MISSING
         if default is MISSING or kind is Kind.VAR_POSITIONAL:
             default = Kind.empty
-        annotation: Any = Annotated[plain(hint), Parameter(**extra)]  # type: ignore[valid-type]
+        # cyclopts checks defaults too, once something else has imported pydantic.
+        told = plain(hint) | None if default is None else plain(hint)
+        annotation: Any = Annotated[told, Parameter(**extra)]
         parameters.append(Kind(field.name, kind, default=default, annotation=annotation))
     signature = inspect.Signature(parameters)
     call.__signature__ = signature  # type: ignore[attr-defined]

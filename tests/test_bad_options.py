@@ -53,3 +53,11 @@ def test_what_must_be_given_is_missed_by_its_name(command, capsys):
     required = [f for f in required if "MISSING" in repr(f.default_factory)]
     if required:
         refused(capsys, command.split(), f"softvq {command} --help", "missing")
+
+
+def test_defaults_are_fine_where_pydantic_is_loaded():
+    """cyclopts then checks defaults as well: None is one of an option that may be left out."""
+    import pydantic  # noqa: F401
+
+    parsed = cli.command_line().parse(["study", "--data", "x", "--out", "y"])
+    assert parsed is not None and parsed[1].criteria is None

@@ -255,9 +255,9 @@ class Recommendation:
 # ---- what was found out about the photos ----
 
 RemarkCode = Literal[
-    "few_train", "few_val", "few_class_val", "few_defect_groups", "no_classes", "no_normal",
-    "no_defects", "imbalance", "upscaled", "reduced", "mixed_sizes", "cropped", "blank",
-    "metadata_unused", "unmatched",
+    "few_train", "few_val", "few_class_val", "few_defect_groups", "no_classes", "one_class",
+    "no_normal", "no_defects", "imbalance", "upscaled", "reduced", "mixed_sizes", "cropped",
+    "blank", "metadata_unused", "unmatched",
 ]  # fmt: skip
 LeakReason = Literal["same pixels", "near-duplicate", "same group"]
 
@@ -409,10 +409,19 @@ class Rung:
 
 @dataclass
 class Plan:
-    """plan.json. ``speed``: photos per second of training, by arm; {} if it was not measured."""
+    """plan.json. ``speed``: photos per second of training, by arm; {} if it was not measured.
+
+    Raises ValueError for a speed that is not above 0, and for a rung of nothing.
+    """
 
     speed: dict[str, float]
     rungs: list[Rung] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not all(0 < speed < math.inf for speed in self.speed.values()):
+            raise ValueError("a speed is not above 0")
+        if any(rung.images < 1 or not rung.arms for rung in self.rungs):
+            raise ValueError("a rung without images or arms")
 
     def of(self, arm: str) -> list[Rung]:
         """The rungs that an arm was trained in."""
