@@ -202,7 +202,10 @@ def evaluate_generation(asked: options.EvaluateGeneration) -> Outcome:
     if asked.reference:
         reference, made_with = open_statistics(asked.reference)
         if made_with not in (None, network.name):
-            raise UserError(f"{asked.reference}: of {made_with}, not of {network.name}")
+            raise UserError(
+                f"{asked.reference}: statistics of {made_with}, not of {network.name}; give the "
+                "--features that they were made with"
+            )
         figures = evaluate_generation(
             pipeline, network, reference=reference, count=asked.images, **sampling
         )

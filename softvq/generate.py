@@ -40,6 +40,7 @@ from softvq.tokens import TokenIndex, TokenSet, claim_index, shard_name
 
 SHOWN = 1000  # images at most on the sheet of a folder
 MOST_STEPS = 100_000
+SMALLEST = 4096  # bytes that a file takes on most disks
 
 
 @dataclass
@@ -69,7 +70,7 @@ def ask(
              classes, in turn: one image of each
     count, per_class   all images, or those of each class
     npz, out   where they go: into one file, of which a block takes as many bytes as pixels, or as
-               PNG files, of which the smallest take a hundredth
+               PNG files, of which the smallest take a hundredth, or a block of the disk
 
     Raises UserError for labels that there are not, and if that many images have no room.
     """
@@ -85,7 +86,8 @@ def ask(
     total = count or each * max(1, len(given))
     config = pipeline.tokenizer.config
     pixels = 3 * config.height * config.width
-    check_room(out, total * (pixels if npz else pixels // 100))  # before a list of as many labels
+    # Before a list of as many labels.
+    check_room(out, total * (pixels if npz else max(SMALLEST, pixels // 100)))
     if not given:
         return Request(None, total)
     chosen = choose_labels(given, total, how, seed)

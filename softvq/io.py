@@ -12,7 +12,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import numpy as np
@@ -207,9 +206,11 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         return load_tensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a file of weights alone ({reason})") from None
+    except Exception:  # noqa: BLE001 - its reader fails in any way on what is no pickle
+        raise UserError(
+            f"{path}: not a file of weights alone, or damaged; give one of named tensors, as "
+            ".safetensors or .pth"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path}: not a state dict; save the network's named tensors alone")
     return state

@@ -20,6 +20,7 @@ from softvq.interop.diffusers import DiffusersTokenizer
 from softvq.interop.dinov2 import initialise_encoder
 from softvq.interop.hub import local_directory
 from softvq.io import load_model, make_config, read_config, tensor_shapes
+from softvq.outputs import check_folder
 from softvq.probe import Probe, ProbeConfig
 from softvq.tokenizer.alignment import EYES, EyeTeacher, Teacher
 from softvq.tokenizer.config import TokenizerConfig
@@ -339,6 +340,7 @@ def export_model(source: str | Path, target: Path, form: str = "reference") -> s
 def _refuse_to_overwrite(target: Path) -> None:
     if (target / "config.json").exists():
         raise UserError(f"{target}: holds a model already; give another folder")
+    check_folder(target, "")
 
 
 # ---- describe ----

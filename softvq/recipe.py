@@ -331,6 +331,8 @@ def _short(error: Exception) -> str:
     text, key = text.splitlines()[0], getattr(error, "full_key", None)
     if choice := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
         return f"{key} '{choice[1]}' is none of {choice[2].replace(chr(39), '')}"
+    if re.match(r"Merge error: \w+ is not a subclass of", text):
+        return "is a section; give one of its keys a value, section.key=value"
     return f"{key}: {text}" if key else text
 
 

@@ -457,6 +457,8 @@ def encode_folder(
     """
     out = Path(out)
     refuse_overlap(data, out)
+    if keep is not None:
+        tokenizer.check_tokens(keep)
     check_folder(out, INDEX)
     new = not out.exists()
     try:

@@ -27,7 +27,7 @@ def place(tmp_path_factory) -> Path:
     """Photos, a small tokenizer with tokens of them, and everything that can be wrong with it."""
     from contract import small
 
-    from softvq import Tokenizer
+    from softvq import Pipeline, SiT, SiTConfig, Tokenizer
 
     at = tmp_path_factory.mktemp("place")
     random = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def place(tmp_path_factory) -> Path:
     (at / "file").write_text("a text")
     (at / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     (at / "list.yaml").write_text("- a\n- b\n")
-    (at / "deep.yaml").write_text("[" * 3000)
+    (at / "deep.yaml").write_text("[" * 1200)
     (at / "circle.yaml").write_text("base: circle.yaml")
     (at / "kind.yaml").write_text("kind: gan")
     (at / "broken").mkdir()
@@ -47,6 +47,9 @@ def place(tmp_path_factory) -> Path:
     (at / "only" / "train").mkdir()
     shutil.copy(at / "photos/a/1.png", at / "only/train/1.png")
     Tokenizer(small()).save_pretrained(at / "tok")
+    Tokenizer(small(nested=True)).save_pretrained(at / "nested")
+    network = SiT(SiTConfig(tokens=8, channels=16, num_classes=2, width=32, depth=1, heads=2))
+    Pipeline(Tokenizer(small()), network, ["tea", "coffee"]).save_pretrained(at / "pipeline")
     common = ["--tokenizer", str(at / "tok"), "--quiet"]
     encode = ["encode", "--data", str(at / "photos"), "--out", str(at / "tokens"), *common]
     assert cli.main(encode) == 0
@@ -63,6 +66,8 @@ def place(tmp_path_factory) -> Path:
         labels = np.zeros(6, np.int64)
         shard = at / f"tokens-{name}" / "tokens-00000.safetensors"
         save_file({"latents": latents, "labels": labels}, shard, {"names": names})
+    np.savez(at / "theirs.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez(at / "ours.npz", mu=np.zeros(4), sigma=np.eye(4), features="other", count=9)
     shutil.copytree(at / "tok", at / "tok-cut")
     weights = at / "tok-cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -127,6 +132,7 @@ SHARDS = {
 T, P, O = "--tokenizer {at}/tok", "--data {at}/photos", "--out {out}"  # noqa: E741
 TRAIN = f"train tokenizer --recipe tiny {P} {O}"
 GENERATOR = f"train generator --recipe tiny-generator {T} {P} {O}"
+STATISTICS = f"evaluate statistics {T} {P}"
 ROWS = [
     ("", "COMMAND is missing"),
     ("train", "COMMAND is missing"),
@@ -155,39 +161,73 @@ ROWS = [
     (f"train tokenizer --recipe tiny {P} --out {{at}}/photos", "photos"),
     (f"train probe {P} --out {{at}}/photos/run", "photos"),
     (f"decode {{at}}/tokens {T} --out {{at}}/photos", "did not write"),
-    ("generate --steps 1 --out {at}/photos", "did not write"),
-    (f"encode {T} {P} --out {{at}}/file", "is a file"),
+    ("generate --model {at}/pipeline --steps 1 --out {at}/photos", "did not write"),
+    (f"encode {T} {P} --out {{at}}/file", "is a file; give a folder"),
     (f"reconstruct {T} {P} --out {{at}}/file", "is a file"),
     (f"train tokenizer --recipe tiny {P} --out {{at}}/file", "is a file"),
     (f"train tokenizer --recipe tiny {P} --out {{at}}/tok", "did not write"),
-    ("generate --npz {at}/file", "file"),
-    ("generate --npz {at}/empty", "empty"),
+    ("generate --model {at}/pipeline --npz {at}/file", "file"),
+    ("generate --model {at}/pipeline --npz {at}/empty", "not of softvq; give another file"),
+    ("generate --model {at}/pipeline --npz {out} --latents {at}/photos", "did not write"),
+    ("generate --model {at}/pipeline --out {at}/file", "is a file; give a folder"),
+    (f"decode {{at}}/tokens {T} --npz {{at}}/empty", "not of softvq; give another file"),
+    (f"decode {{at}}/tokens {T} --npz {{at}}/photos/a/1.png", "not of softvq"),
+    (f"{STATISTICS} --out {{at}}/photos/a/1.png", "softvq did not write it"),
+    (f"{STATISTICS} --out {{at}}/photos/a/1.png --overwrite", "softvq did not write it"),
+    (f"{STATISTICS} --out {{at}}/theirs.npz --overwrite", "softvq did not write it"),
+    (f"{STATISTICS} --out {{at}}/ours.npz", "is there already; give another file, or --overwrite"),
+    (f"{STATISTICS} --out {{at}}/photos", "is a folder; give the name of a file"),
+    ("demo --out {at}/photos", "did not write"),
+    ("demo --out {at}/file", "is a file; give a folder"),
+    (f"study {P} --out {{at}}/file", "is a file; give a folder"),
+    (f"study {P} --out {{at}}/tok", "did not write"),
     (f"decode {{at}}/tokens {T} --npz {{at}}/file", "file"),
     ("import {at}/tok {out}", "already"),
     ("import {at}/nowhere {out}", "nowhere"),
     ("export {at}/nowhere {out}", "nowhere"),
     ("export {at}/tok {at}/tok", "already"),
+    ("export {at}/tok {out}", "cannot express this tokenizer"),
+    ("export {at}/tok {at}/file", "is a file; give a folder"),
+    ("export {at}/tok {at}/photos", "did not write"),
+    ("export {at}/tokens {out}", "tokens"),
+    ("info {at}/file", "file"),
+    ("classes {at}/file", "file"),
     # models
     (f"encode --tokenizer {{at}}/empty {P} {O}", "config.json"),
     (f"encode --tokenizer {{at}}/nowhere {P} {O}", "nowhere"),
     (f"encode --tokenizer {{at}}/tok-cut {P} {O}", "model.safetensors"),
     (f"encode {T} --size 32 {P} {O}", "size"),
+    (f"encode {T} {P} {O} --tokens 0", "--tokens"),
+    (f"encode {T} {P} {O} --tokens 99", "has 8 tokens, not 99: it is not nested"),
+    (f"encode --tokenizer {{at}}/nested {P} {O} --tokens 99", "1 to 8 tokens, not 99"),
+    (f"reconstruct {T} {P} {O} --tokens 4", "has 8 tokens, not 4: it is not nested"),
+    (f"encode {T} {P} {O} --device tpu", "--device"),
+    (f"encode {T} {P} {O} --split test", "--split"),
+    (f"encode {T} {P} {O} --batch 0", "--batch"),
+    (f"reconstruct {T} {P} {O} --scale -1", "--scale"),
+    (f"encode {T} {P}", "--out"),
+    (f"encode {T} {O}", "--data"),
+    (f"encode {T} {P} {O} {O}", "--out"),
+    (f"encode {T} {P} {O} more", "more"),
     *[(f"encode --tokenizer {{at}}/tok-{name} {P} {O}", f"tok-{name}") for name in CONFIGS],
     ("generate --model {at}/tok {o}", "tok"),
     ("generate --model {at}/empty {o}", "empty"),
-    ("generate --labels cofee {o}", "cofee"),
-    ("generate --labels ² {o}", "²"),
-    ("generate --labels 10 {o}", "10"),
-    ("generate --sampler eule {o}", "eule"),
-    ("generate --steps 1000000000 {o}", "steps"),
-    ("generate --count 2000000000 {o}", "free"),
+    ("generate --model {at}/pipeline --labels cofee {o}", "cofee"),
+    ("generate --model {at}/pipeline --labels ² {o}", "²"),
+    ("generate --model {at}/pipeline --labels 10 {o}", "10"),
+    ("generate --model {at}/pipeline --sampler eule {o}", "eule"),
+    ("generate --model {at}/pipeline --steps 1000000000 {o}", "steps"),
+    ("generate --model {at}/pipeline --count 2000000000 {o}", "free"),
     ("generate --count 2 --per-class 2 {o}", "exclude each other"),
     ("generate", "give --out or --npz"),
     ("generate --npz {out} {o}", "exclude each other"),
     ("generate --latents x {o}", "go with --npz"),
     ("generate --interval 1 0 {o}", "interval"),
     ("generate --interval 0 {o}", "--interval"),
-    (f"evaluate generation {P}", "--features"),
+    (f"evaluate generation {P}", "too few to measure; give"),
+    ("evaluate generation --features shipped --images 0 --reference {at}/ours.npz", "--images"),
+    ("evaluate generation --features shipped --reference {at}/ours.npz", "give the --features"),
+    (f"evaluate statistics {T} {P} {O} --features {{at}}/file", "not a file of weights alone"),
     ("evaluate generation --features shipped", "--data or --reference"),
     ("evaluate generation --features shipped --reference {at}/file", "file"),
     ("evaluate generation --features shipped --reference {at}/nowhere", "nowhere"),
@@ -238,7 +278,10 @@ ROWS = [
             "adversary.discriminator": ("gan",),
             "alignment.scheme": ("all",),
             "alignment.hidden": ("0",),
-            "trainable": ("encoder",),
+            "objective.whole": ("2", "nan"),
+            "objective.prefix": ("x",),
+            "objective.lpips": ("1",),
+            "trainable": ("encoder", "decoder"),
             "lora_rank": ("-1",),
             "train.image": ("7",),
         }.items()
@@ -262,9 +305,11 @@ ROWS = [
             ("patch", "7"),
         )
     ],
+    (f"{TRAIN} objective.lpips=1 objective.lpips_vgg={{at}}/nowhere", "nowhere: no such file"),
+    (f"{TRAIN} model.nested=true model.network=cnn", "nested=false"),
     (f"{TRAIN} train", "key.subkey=value"),
     (f"{TRAIN} =3", "key.subkey=value"),
-    (f"{TRAIN} train=3", "train=3"),
+    (f"{TRAIN} train=3", "train=3: is a section; give one of its keys a value"),
     (f"{TRAIN} train.lr={{{{", "train.lr"),
     (f"{TRAIN} init={{at}}/empty", "empty"),
     (f"{GENERATOR} family=gan", "is none of sit, dit, mar"),
@@ -292,9 +337,17 @@ def test_there_are_as_many_as_were_asked_for():
     assert len(ROWS) >= 150 and len(set(ROWS)) == len(ROWS)
 
 
+@pytest.fixture(scope="module")
+def checksums(place) -> dict[str, str]:
+    """Of all that is there before the first bad command."""
+    return files(place)
+
+
 @pytest.mark.parametrize(("words", "text"), ROWS, ids=[ascii(words)[1:70] for words, _ in ROWS])
-def test_bad_input_is_one_line_and_no_photo_is_touched(words, text, place, tmp_path, capsys):
-    before = files(place)
-    given = words.format(at=place, out=tmp_path / "out", o=f"--out {tmp_path / 'out'}")
+def test_bad_input_is_one_line_and_nothing_is_touched(
+    words, text, place, checksums, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    given = words.format(at=place, out=out, o=f"--out {out}")
     refused(capsys, given.split(), text)
-    assert files(place) == before
+    assert files(place) == checksums

@@ -126,8 +126,11 @@ def open_statistics(path: str | Path) -> tuple[dict[str, Statistics], str | None
                 for kind, (mu, sigma) in KEYS.items()
                 if mu in file and sigma in file
             }
-    except (ValueError, OSError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not readable reference statistics ({error})") from None
+    except (ValueError, OSError, TypeError, AttributeError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path}: not readable reference statistics; give an .npz file with mu and sigma, as "
+            "`softvq evaluate statistics` writes it"
+        ) from None
     if not kinds:
         raise UserError(f"{path}: holds no mu and sigma; give reference statistics, not images")
     return kinds, name

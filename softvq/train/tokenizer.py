@@ -133,16 +133,7 @@ class TokenizerTask:
         torch.manual_seed(recipe.train.seed)
         tokenizer = Tokenizer(recipe.model)
         if recipe.init:
-            trained = open_tokenizer(recipe.init)
-            if not isinstance(trained.config, TokenizerConfig):
-                raise UserError(f"{recipe.init}: of diffusers; init takes a tokenizer of softvq")
-            ours, theirs = asdict(recipe.model), asdict(trained.config)
-            changes = [f"model.{key}={theirs[key]}" for key in ours if ours[key] != theirs[key]]
-            if changes:
-                raise UserError(
-                    f"{recipe.init}: not of the recipe's shape; add {' '.join(changes)}"
-                )
-            tokenizer.load_state_dict(trained.state_dict())
+            tokenizer.load_state_dict(open_init(recipe).state_dict())
         if recipe.encoder_init:
             initialise_encoder(tokenizer, recipe.encoder_init)
         if recipe.trainable == "decoder":
@@ -245,6 +236,18 @@ def adversary_player(
     return Player("adversary", adversary, loss, optimizers, {"adversary.lr": lr})
 
 
+def open_init(recipe: TokenizerRecipe) -> Tokenizer:
+    """What a recipe starts from. Raises UserError for a tokenizer of another shape."""
+    trained = open_tokenizer(recipe.init or "")
+    if not isinstance(trained.config, TokenizerConfig):
+        raise UserError(f"{recipe.init}: of diffusers; init takes a tokenizer of softvq")
+    ours, theirs = asdict(recipe.model), asdict(trained.config)
+    changes = [f"model.{key}={theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if changes:
+        raise UserError(f"{recipe.init}: not of the recipe's shape; add {' '.join(changes)}")
+    return trained
+
+
 def check_combination(recipe: TokenizerRecipe) -> None:
     """Raises UserError for settings that exclude or need each other."""
     decoder_only = recipe.trainable == "decoder"
@@ -299,6 +302,8 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
     ``photos_in``: where decoded photos are kept, for runs that share them; ``folder``/photos.
     """
     check_combination(recipe)  # now: decoding many photos takes hours
+    if recipe.init:
+        open_init(recipe)
     size = (recipe.model.height, recipe.model.width)
     find_photos(recipe.data.source)  # before a folder is made for them
     with open_run(folder, recipe_yaml(recipe), recipe.data.source):
