@@ -139,7 +139,10 @@ def test_describe_other_layouts_and_what_is_none(tmp_path):
     Probe(ProbeConfig(32, 32, 3, 8)).save_pretrained(tmp_path / "probe")
     assert describe(tmp_path / "probe").kind == "probe"
     (tmp_path / "tokens").mkdir()
-    index = {"shards": {}, "tokens": 8, "channels": 16, "count": 5, "tokenizer": "f", "photos": "p"}
+    index = {
+        "shards": {"tokens-00000.safetensors": 5}, "tokens": 8, "channels": 16, "count": 5,
+        "height": 32, "width": 32, "classes": [], "tokenizer": "f", "photos": "p",
+    }  # fmt: skip
     (tmp_path / "tokens" / "index.json").write_text(json.dumps(index))
     found = describe(tmp_path / "tokens")
     assert (found.kind, found.count, found.tokenizer, found.data) == ("tokens", 5, "f", "p")
