@@ -1,6 +1,9 @@
 """The study from end to end, on tiles that are drawn here: half of them have a dark disk."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +14,8 @@ from killing import finish, start
 from PIL import Image
 
 from softvq.cli import main
+from softvq.study import study
+from softvq.study.photos.inspect import inspect_photos
 from softvq.study.settings import Known, Settings
 from softvq.study.study import open_detector, run_study
 from softvq.train.summary import noise_store
@@ -45,7 +50,7 @@ def command(photos, masks, out, *more):
     return main(
         [
             "study", "--data", str(photos), "--masks", str(masks), "--out", str(out),
-            "--size", str(SIZE), "--tokens", "4", "--bottlenecks", "softvq", "--images", "640",
+            "--size", str(SIZE), "--tokens", "4", "--bottlenecks", "softvq", "--images", "128",
             *more,
         ]
     )  # fmt: skip
@@ -53,12 +58,23 @@ def command(photos, masks, out, *more):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A study of one arm, with one damaged photo and one photo in both splits, left out."""
+    """A study of one arm, with one damaged photo and one photo in both splits, left out.
+
+    What it printed is in said.txt.
+    """
     root = tmp_path_factory.mktemp("study")
     photos, masks = tiles(root)
     (photos / "train" / "good" / "bad.png").write_bytes(b"no picture")
     shutil.copy(photos / "train" / "good" / "0.png", photos / "val" / "good" / "again.png")
-    assert command(photos, masks, root / "out", "--drop-leaks") == 0
+    said = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        patch.setattr("softvq.study.trying.rungs.FEWEST", 4)  # as many photos as are asked for
+        assert command(photos, masks, root / "out", "--drop-leaks") == 0
+    (root / "said.txt").write_text(said.getvalue())
     return root
 
 
@@ -85,11 +101,20 @@ def test_what_was_planted_is_reported(finished):
     assert "train/good/bad.png" in report and "val/good/again.png" in report
 
 
+def test_what_is_printed_is_the_study_s_own(finished):
+    """The photos are described once, and no rung says what a training of its own would."""
+    said = (finished / "said.txt").read_text()
+    assert said.count("50 photos: 33 for training, 17 held out (val/); 2 classes") == 1, said
+    for line in ("rung 1 of 2, arm 1 of 1: softvq-4x32", "recommended: ", "report: "):
+        assert said.count(line) == 1, said
+    assert "next:" not in said and "on held-out photos" not in said, said
+
+
 def test_results_say_what_was_tried(finished):
     found = results(finished / "out")
-    assert found["images"] == [640, 960]
+    assert found["images"] == [128, 192]
     learned = [arm for arm in found["arms"] if arm["learned"]]
-    assert [(arm["name"], arm["images_seen"]) for arm in learned] == [("softvq-4x32", 1600)]
+    assert [(arm["name"], arm["images_seen"]) for arm in learned] == [("softvq-4x32", 320)]
     assert [arm["kind"] for arm in found["arms"][1:]] == ["jpeg", "webp", "thumbnail", "pca"]
     assert set(learned[0]["robustness"]) == {"noise", "blur", "jpeg", "dark", "bright"}
     assert found["originals"]["defect_recall"]["value"] > 0.8  # a black disk is found
@@ -133,6 +158,56 @@ def test_other_criteria_need_no_training(finished, tmp_path):
     assert results(out)["recommendation"]["arm"] == "softvq-4x32"
     assert 'lang="ja"' in (out / "report.html").read_text()
     assert weights.stat().st_mtime_ns == before
+
+
+def test_a_report_without_a_number_says_so(finished):
+    """No Python value of what is lacking, and no record, ends up in the text."""
+    page = (finished / "out" / "report.html").read_text()
+    text = re.sub(r"<[^>]*>|data:[^\"]*", " ", page)
+    assert not re.findall(r"\b(?:None|nan|inf|True|False)\b|\w+\(\w+=|\{'", text)
+
+
+def test_results_and_photos_lie_apart(tmp_path, capsys):
+    photos, masks = tiles(tmp_path, 2, 2)
+    before = {path: path.read_bytes() for path in photos.rglob("*.png")}
+    for out in (photos, photos / "study", tmp_path):
+        assert command(photos, masks, out) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert str(out) in said and "give a folder" in said
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "photos"]
+
+
+def test_an_older_study_is_one_line(tmp_path, capsys):
+    photos, masks = tiles(tmp_path, 2, 2)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "plan.json").write_text('{"speed": {}, "rungs": []}')
+    assert command(photos, masks, out) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "holds a study of an older softvq" in said[0]
+    assert [path.name for path in out.iterdir()] == ["plan.json"]
+
+
+def test_an_unknown_normal_class_is_refused_before_photos_are_decoded(tmp_path, capsys):
+    photos, masks = tiles(tmp_path, 2, 2)
+    assert command(photos, masks, tmp_path / "out", "--normal", "fine") == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "fine" in said[0] and "good, hole" in said[0]
+    assert not (tmp_path / "out" / "photos").exists()
+
+
+def test_good_photos_alone_train_no_detector(tmp_path):
+    """MVTec's folders: train/good, test/good, test/DEFECT. A detector would know no defect."""
+    photos, _ = tiles(tmp_path, 3, 2)
+    shutil.rmtree(photos / "train" / "hole")
+    (photos / "val").rename(photos / "test")
+    found = inspect_photos(photos, (SIZE, SIZE), tmp_path / "cache", progress=False)
+    assert found.train.classes == ["good", "hole"] and set(found.train.labels) == {0}
+    settings = Settings(str(photos), (SIZE, SIZE))
+    assert study.open_detector(found, [], settings, tmp_path / "out") is None
+    said = {remark.code: remark.values for remark in found.facts.remarks}
+    assert said["one_class"] == {"class": "good"} and "imbalance" not in said
 
 
 def test_another_study_in_the_folder_is_refused(finished, capsys):

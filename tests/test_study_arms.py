@@ -282,6 +282,17 @@ def test_a_damaged_plan_is_one_line(tmp_path, content):
         Clock(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("speed", "images"), [("0", 640), ("-3", 640), ("NaN", 640), ("Infinity", 640), ("30", 0)]
+)
+def test_a_plan_that_nobody_can_follow_is_one_line(tmp_path, speed, images):
+    rung = f'{{"images": {images}, "arms": ["softvq-4x8"], "stopped": null}}'
+    (tmp_path / "plan.json").write_text(f'{{"speed": {{"a": {speed}}}, "rungs": [{rung}]}}')
+    with pytest.raises(UserError, match="plan.json: damaged, or of another version") as error:
+        open_plan([], Settings("photos"), tmp_path, Clock(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_a_plan_of_other_arms_is_refused(tmp_path):
     content = '{"speed": {}, "rungs": [{"images": 640, "arms": ["kl-4x8"], "stopped": null}]}'
     (tmp_path / "plan.json").write_text(content)

@@ -20,7 +20,7 @@ from softvq.data import Store
 from softvq.errors import UserError
 from softvq.evaluate.detector import Detector, train_detector
 from softvq.models import open_tokenizer
-from softvq.outputs import claimed, refuse_overlap
+from softvq.outputs import RECORD, claimed, refuse_overlap
 from softvq.study.clock import TIMES, Clock
 from softvq.study.judging.bench import Bench
 from softvq.study.judging.criteria import Criteria, load_criteria
@@ -31,7 +31,7 @@ from softvq.study.results import collect_results
 from softvq.study.settings import Known, Settings
 from softvq.study.telling.report import write_reports
 from softvq.study.trying.arms import make_arms
-from softvq.study.trying.rungs import train_arms
+from softvq.study.trying.rungs import PLAN, train_arms
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.train.folder import claim
 
@@ -47,6 +47,7 @@ def run_study(
     required = load_criteria(criteria)  # now: what is wrong in it must not wait for an hour
     source = open_source(settings)
     refuse_overlap(settings.data, out)
+    refuse_older(out)
     with claimed(out, "study", {}) as held:
         held.expect([TIMES])
         results = find_results(settings, known, required, source, out)
@@ -85,6 +86,12 @@ def find_results(
     return replace(results, times=clock.spent)
 
 
+def refuse_older(out: Path) -> None:
+    """Raises UserError if there is a study of a version that kept no record of its files."""
+    if (out / PLAN).is_file() and not (out / RECORD).is_file():
+        raise UserError(f"{out}: holds a study of an older softvq; begin again in another --out")
+
+
 def recipe_of(settings: Settings, known: Known) -> str:
     """What decides the figures of a study, as YAML: it goes on only with the same."""
     said = {
@@ -116,6 +123,7 @@ def open_photos(settings: Settings, known: Known, out: Path) -> Inspection:
         subgroup=known.subgroups,
         normal=None if known.normal is None else list(known.normal),
     )
+    print(found.train.summary, file=sys.stderr)
     write(found.facts, out / "data.json")
     if found.facts.skipped:
         print(f"skipped {len(found.facts.skipped)} damaged photos", file=sys.stderr)
@@ -143,7 +151,7 @@ def open_regions(
 def open_detector(
     photos: Inspection, taught: list[Region], settings: Settings, out: Path
 ) -> Detector | None:
-    """A detector of the classes of the originals, trained if it was not yet; None without classes.
+    """A detector of the classes of the originals, trained if it was not yet; None without two.
 
     ``taught``: the regions of the training photos.
     """

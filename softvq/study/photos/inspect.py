@@ -76,6 +76,9 @@ def inspect_photos(
     Raises UserError as ``open_store`` and ``read_metadata`` do, for a column asked for that does
     not exist, and for a normal class that does not exist.
     """
+    classes = find_photos(source, "train").classes  # now: decoding may take long
+    if unknown := [name for name in normal or [] if name not in classes]:
+        raise unknown_key(unknown[0], classes, "normal classes")
     train = open_store(source, "train", size, cache, 1.0, fit, progress)
     val = open_store(source, "val", size, cache, 1.0, fit, progress)
     names, split = train.names + val.names, len(train)
@@ -87,9 +90,6 @@ def inspect_photos(
         group = next((column for column in GROUP_COLUMNS if column in table.columns), None)
     groups = _groups(names, table, group)
 
-    unknown = [name for name in normal or [] if name not in train.classes]
-    if unknown:
-        raise unknown_key(unknown[0], train.classes, "normal classes")
     if normal is None:
         normal = [name for name in train.classes if _sounds_normal(name)]
 
@@ -291,7 +291,10 @@ def _remarks(facts: Facts) -> list[Remark]:
         if least < PROVABLE:
             remark("few_defect_groups", groups=groups, least_provable=round(least, 3))
     counts = train.classes.values()
-    if counts and max(counts) > IMBALANCE * min(counts):
+    taught = [name for name, n in train.classes.items() if n]
+    if len(taught) == 1:
+        remark("one_class", **{"class": taught[0]})
+    elif counts and max(counts) > IMBALANCE * min(counts):
         remark("imbalance", ratio=round(max(counts) / max(min(counts), 1), 1))
 
     sizes = facts.sizes

@@ -102,13 +102,19 @@ class Arm:
     def cost(self, settings: Settings) -> ArmCost:
         """Counted, not measured."""
         parts = tokenizer_cost(self.config(settings))
-        drawing = generator_cost(SiTConfig.sized("XL", self.tokens, self.channels, CLASSES), 1, 1.0)
         return ArmCost(
             parameters=sum(part.parameters for part in parts.values()),
             encode_gflops=(parts["encoder"].flops + parts["bottleneck"].flops) / 1e9,
             decode_gflops=parts["decoder"].flops / 1e9,
-            generator_gflops=drawing["network"].flops / 1e9,
+            generator_gflops=generator_gflops(self.tokens, self.channels),
         )
+
+
+@cache
+def generator_gflops(tokens: int, channels: int) -> float:
+    """Of one evaluation of a SiT-XL/1."""
+    config = SiTConfig.sized("XL", tokens, channels, CLASSES)
+    return generator_cost(config, 1, 1.0)["network"].flops / 1e9
 
 
 def make_arms(settings: Settings) -> list[Arm]:

@@ -18,6 +18,7 @@ from softvq.study.trying.start import starting_point
 from softvq.tokenizer import Tokenizer
 from softvq.train.tokenizer import train_tokenizer, training_speed
 
+PLAN = "plan.json"  # in a study's folder
 RUNGS = (0.4, 0.6)  # of the training time; the second one is for the arms that were not stopped
 TRAINING = 0.62  # of the budget; the rest goes into the detector, measures and start-up
 FEWEST = 20  # optimizer steps of a rung
@@ -43,7 +44,7 @@ def train_arms(
         if number == len(plan.rungs):
             count = images_per_arm(number, alive, settings, plan)
             plan.rungs.append(Rung(count, [arm.name for arm in alive]))
-            write(plan, out / "plan.json")
+            write(plan, out / PLAN)
         rung = plan.rungs[number]
         for i, arm in enumerate(alive):
             if pictures_of(arm.name, number, out).is_file():
@@ -61,7 +62,7 @@ def train_arms(
         if rung.stopped is None:
             last = number == len(RUNGS) - 1
             rung.stopped = {} if last else dominated(alive, bench, number, out)
-            write(plan, out / "plan.json")
+            write(plan, out / PLAN)
         alive = [arm for arm in alive if arm.name not in rung.stopped]
     return plan
 
@@ -78,7 +79,7 @@ def pictures_of(arm: str, rung: int, out: Path) -> Path:
 
 def open_plan(arms: list[Arm], settings: Settings, out: Path, clock: Clock) -> Plan:
     """The plan of a study that goes on, or a new one."""
-    path = out / "plan.json"
+    path = out / PLAN
     if path.is_file():
         plan = read(Plan, path, "put it back from a copy, or begin again in another --out")
         known = {arm.name for arm in arms}
