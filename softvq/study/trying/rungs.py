@@ -119,7 +119,7 @@ def images_per_arm(rung: int, alive: list[Arm], settings: Settings, plan: Plan) 
     elif plan.speed:
         seconds = settings.budget * TRAINING * RUNGS[rung]
         count = seconds / sum(1 / plan.speed[arm.name] for arm in alive)
-    return max(FEWEST, int(count / batch)) * batch
+    return max(FEWEST, int(count / batch + 1e-6)) * batch  # 0.6 / 0.4 is a little below 1.5
 
 
 def train_arm(
