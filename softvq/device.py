@@ -28,3 +28,10 @@ def pick_device(name: str = "auto") -> torch.device:
         found = "only the CPU" if there is None else f"the CPU and {there.type}"
         raise UserError(f"no device '{name}' here, torch sees {found}; give another, or auto")
     return torch.device(name)
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device of this type has instructions for bfloat16, which are then the fastest."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -30,9 +30,9 @@ class TokenizerConfig:
     vq_update, ema_decay: see :class:`softvq.tokenizer.vq.VQ`.
     free_bits: nats that each channel may hold at no lower cost (KL).
 
-    refine_width, refine_depth: channels and residual blocks that draw (spectral alone).
+    refine_width, refine_depth: channels and residual blocks over cells of half a patch (spectral).
 
-    Of vit and spectral; in the cnn they have no effect:
+    Of the vit; elsewhere they have no effect:
 
     encoder_heads, decoder_heads, class_token.
     stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
@@ -102,10 +102,10 @@ class TokenizerConfig:
             raise UserError(
                 f"image size {self.height}x{self.width} is not divisible by patch {self.patch}"
             )
-        if self.network != "cnn":
+        if self.network == "vit":
             self._check_vit()
-        if self.network == "spectral" and self.patch % 4:
-            raise UserError(f"network spectral needs a patch divisible by 4, got {self.patch}")
+        if self.network == "spectral" and self.patch % 2:
+            raise UserError(f"network spectral needs an even patch, got {self.patch}")
         if self.nested and self.network == "cnn":
             raise UserError("network cnn has one token per cell, which do not nest; nested=false")
         if self.nested and self.codebooks > 1 and self.codebook_axis == "tokens":

@@ -1,8 +1,8 @@
 """Transform coding with learned corrections: tokens that are a picture's spectrum, coarse to fine.
 
 Encoder: the lowest L x C coefficients of the picture's cosine transform, those that vary most in
-photographs first, become the tokens' first guess; a transformer over patches and tokens corrects
-them. Decoder: the inverse transform draws the picture, a convolutional network corrects that.
+photographs first, become the tokens; a convolutional network corrects them. Decoder: the inverse
+transform draws the picture, and another convolutional network corrects that.
 Untrained it is the transform itself, which is exact, nested and the best linear code that is the
 same wherever things stand in the picture (Ahmed et al. 1974); training only adds to it. Every token
 sees the whole picture: the first its layout and colours, later ones finer structure, so that the
@@ -10,15 +10,11 @@ first k are a complete description for every k.
 """
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from softvq.layers import sincos_2d
-from softvq.tokenizer.vit import STEMS, Block, prefix_mask, resize_positions
 
 if TYPE_CHECKING:
     from softvq.tokenizer.config import TokenizerConfig
@@ -88,7 +84,11 @@ class Spectrum(nn.Module):
         return basis.to(like.device, like.dtype)
 
     def forward(self, images: Tensor, tokens: int | None = None) -> Tensor:
-        """Images -> coefficients of the first ``tokens`` tokens, [B, k, C]."""
+        """Images -> coefficients of the first ``tokens`` tokens, [B, k, C], in float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self._forward(images.float(), tokens)
+
+    def _forward(self, images: Tensor, tokens: int | None) -> Tensor:
         height, width = images.shape[-2:]
         down, across = self.basis(height, images), self.basis(width, images)
         maps = torch.einsum("cd,bdhw->bchw", self.colours.to(images.dtype), images)
@@ -98,7 +98,11 @@ class Spectrum(nn.Module):
         return (maps[:, colour, u, v] / self.scale[:count]).unflatten(1, (-1, self.channels))
 
     def inverse(self, coefficients: Tensor, height: int, width: int) -> Tensor:
-        """Coefficients [B, k, C] -> images [B, 3, H, W]; those of later tokens count as 0."""
+        """Coefficients [B, k, C] -> images [B, 3, H, W], in float32; later tokens count as 0."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return self._inverse(coefficients.float(), height, width)
+
+    def _inverse(self, coefficients: Tensor, height: int, width: int) -> Tensor:
         flat = coefficients.flatten(1)
         count = flat.shape[1]
         colour, u, v = self.where[:count].unbind(1)
@@ -111,72 +115,7 @@ class Spectrum(nn.Module):
         return torch.einsum("cd,bchw->bdhw", self.colours.to(flat.dtype), images)
 
 
-class Patches(nn.Module):
-    """Images [B, 3, H, W] -> patches with learned positions [B, rows * columns, D], row by row."""
-
-    def __init__(self, config: "TokenizerConfig", width: int):
-        super().__init__()
-        self.grid = config.grid
-        self.embed = STEMS[config.stem](config.patch, width)
-        self.positions = nn.Parameter(torch.zeros(1, math.prod(self.grid), width))
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        self.positions.copy_(0.5 * sincos_2d(*self.grid, self.positions.shape[-1]))
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.embed(images)
-        positions = resize_positions(self.positions, self.grid, patches.shape[-2:])
-        return patches.flatten(2).transpose(1, 2) + positions
-
-
-class Encoder(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] -> features [B, k, D + C]: corrections beside coefficients."""
-
-    def __init__(self, config: "TokenizerConfig"):
-        super().__init__()
-        width = config.encoder_width
-        self.width, self.nested = width + config.channels, config.nested
-        self.spectrum = Spectrum(config.tokens, config.channels)
-        self.patches = Patches(config, width)
-        self.from_coefficients = nn.Linear(config.channels, width)
-        self.latent_pos_embed = nn.Parameter(torch.zeros(1, config.tokens, width))
-        self.blocks = nn.ModuleList(
-            Block(width, config.encoder_heads, config.layer_scale)
-            for _ in range(config.encoder_depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        self.patches.init_weights()
-        blocks: Iterable[Any] = self.blocks  # Blocks, which a ModuleList does not say
-        for block in blocks:
-            block.start_local()
-        nn.init.normal_(self.latent_pos_embed, std=0.3)
-
-    def forward(
-        self, images: Tensor, keep: Tensor | None = None, tokens: int | None = None
-    ) -> Tensor:
-        """``keep``, int64 [B, K]: the patches, row by row, that the corrections read; None: all.
-
-        ``tokens``: how many of the first tokens to compute; None for all.
-        """
-        coefficients = self.spectrum(images, tokens)
-        count = coefficients.shape[1]
-        x = self.patches(images)
-        if keep is not None:
-            x = x.take_along_dim(keep[..., None], 1)
-        latents = self.from_coefficients(coefficients) + self.latent_pos_embed[:, :count]
-        x = torch.cat([x, latents.to(x.dtype)], dim=1)
-        mask = prefix_mask(x.shape[1], count, x.device) if self.nested else None
-        for block in self.blocks:
-            x = block(x, mask=mask)
-        features = self.norm(x[:, -count:])
-        return torch.cat([features, coefficients.to(features.dtype)], dim=-1)
-
-
-class Refinement(nn.Module):
+class Residual(nn.Module):
     """x + conv(gelu(conv(x))) of maps [B, D, H, W]; starts as the identity."""
 
     def __init__(self, width: int):
@@ -188,42 +127,72 @@ class Refinement(nn.Module):
         return x + self.conv2(F.gelu(self.conv1(x)))
 
 
+def blocks(width: int, depth: int) -> nn.Sequential:
+    """``depth`` residual blocks of maps [B, width, H, W]."""
+    return nn.Sequential(*(Residual(width) for _ in range(depth)))
+
+
+def start_as_identity(network: nn.Module, last: nn.Conv2d) -> None:
+    """What the residual blocks and the last layer add starts at zero."""
+    layers = [module.conv2 for module in network.modules() if isinstance(module, Residual)]
+    for layer in (*layers, last):
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] -> coefficients [B, k, C], corrected by a network.
+
+    The network reads cells of half a patch, then of a patch, and draws a small picture whose own
+    coefficients are added: a learned filter before the transform, as strong as what it sees asks
+    for. Each coefficient stands for itself, so the first k tokens are the same for every k.
+    """
+
+    def __init__(self, config: "TokenizerConfig"):
+        super().__init__()
+        self.width = config.channels
+        fine, coarse, cell = config.refine_width, config.encoder_width, config.patch // 2
+        self.spectrum = Spectrum(config.tokens, config.channels)
+        self.cells = nn.Conv2d(3, fine, cell, cell)
+        self.fine_blocks = blocks(fine, config.refine_depth)
+        self.down = nn.Conv2d(fine, coarse, 2, 2)
+        self.coarse_blocks = blocks(coarse, config.encoder_depth)
+        self.to_picture = nn.Conv2d(coarse, 3 * 2**2, 3, padding=1)
+
+    def init_weights(self) -> None:
+        start_as_identity(self, self.to_picture)
+
+    def forward(self, images: Tensor, tokens: int | None = None) -> Tensor:
+        """``tokens``: how many of the first tokens to compute; None for all."""
+        x = self.cells(images.contiguous(memory_format=torch.channels_last))
+        x = self.coarse_blocks(self.down(self.fine_blocks(x)))
+        picture = F.pixel_shuffle(self.to_picture(x), 2)
+        return self.spectrum(images, tokens) + self.spectrum(picture, tokens)
+
+
 class Decoder(nn.Module):
     """Coefficients [B, k, C] -> images [B, 3, H, W]: the inverse transform, then corrections.
 
-    A transformer over the patches of the transform's picture sees it as a whole; ``refine_depth``
-    residual blocks of ``refine_width`` channels, over cells of 4 x 4 pixels, draw.
+    ``decoder_depth`` residual blocks over cells of a patch, where what the coefficients hold has
+    room, and ``refine_depth`` over cells of half a patch, which draw.
     """
-
-    CELL = 4
 
     def __init__(self, config: "TokenizerConfig"):
         super().__init__()
         self.width, self.patch = config.channels, config.patch
+        fine, coarse, cell = config.refine_width, config.decoder_width, config.patch // 2
+        self.cell = cell
         self.spectrum = Spectrum(config.tokens, config.channels)
-        width, self.across = config.decoder_width, config.patch // self.CELL
-        self.patches = Patches(config, width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.decoder_heads, config.layer_scale)
-            for _ in range(config.decoder_depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        cells = config.refine_width
-        self.to_cells = nn.Linear(width, cells * self.across**2)
-        self.from_pixels = nn.Conv2d(3, cells, self.CELL, self.CELL)
-        self.refine = nn.ModuleList(Refinement(cells) for _ in range(config.refine_depth))
-        self.to_pixels = nn.Conv2d(cells, 3 * self.CELL**2, 3, padding=1)
+        self.patches = nn.Conv2d(3, coarse, config.patch, config.patch)
+        self.coarse_blocks = blocks(coarse, config.decoder_depth)
+        self.up = nn.Conv2d(coarse, fine * 2**2, 3, padding=1)
+        self.cells = nn.Conv2d(3, fine, cell, cell)
+        self.fine_blocks = blocks(fine, config.refine_depth)
+        self.to_pixels = nn.Conv2d(fine, 3 * cell**2, 3, padding=1)
 
     def init_weights(self) -> None:
-        self.patches.init_weights()
-        blocks: Iterable[Any] = self.blocks  # Blocks, which a ModuleList does not say
-        for block in blocks:
-            block.start_local()
-        nn.init.zeros_(self.to_cells.weight)
-        refine: Iterable[Any] = self.refine
-        for layer in (*(block.conv2 for block in refine), self.to_pixels):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        start_as_identity(self, self.to_pixels)
 
     def forward(
         self, coefficients: Tensor, rows: int, columns: int, present: Tensor | None = None
@@ -231,17 +200,11 @@ class Decoder(nn.Module):
         """``present``, bool [B, k]: which tokens there are; None for all."""
         if present is not None:
             coefficients = coefficients * present[..., None]
-        height, width = rows * self.patch, columns * self.patch
-        linear = self.spectrum.inverse(coefficients.float(), height, width)
-        x = self.patches(linear)
-        for block in self.blocks:
-            x = block(x)
-        x = self.to_cells(self.norm(x)).transpose(1, 2).unflatten(2, (rows, columns))
-        x = F.pixel_shuffle(x, self.across) + self.from_pixels(linear)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for block in self.refine:
-            x = block(x)
-        return linear + F.pixel_shuffle(self.to_pixels(x), self.CELL)
+        picture = self.spectrum.inverse(coefficients, rows * self.patch, columns * self.patch)
+        linear = picture.contiguous(memory_format=torch.channels_last)
+        x = F.pixel_shuffle(self.up(self.coarse_blocks(self.patches(linear))), 2)
+        x = x.contiguous(memory_format=torch.channels_last) + self.cells(linear)
+        return picture + F.pixel_shuffle(self.to_pixels(self.fine_blocks(x)), self.cell).float()
 
 
 @torch.no_grad()
@@ -253,8 +216,7 @@ def start_as_transform(to_latent: nn.Linear, from_latent: nn.Linear, bottleneck:
     keep a coefficient so well that a picture of nothing but coefficients comes out at 52 dB.
     """
     channels = from_latent.in_features
-    nn.init.zeros_(to_latent.weight)
-    to_latent.weight[:channels, -channels:] = torch.eye(channels)
+    nn.init.eye_(to_latent.weight)
     to_latent.bias[channels:] = -6.0  # KL: a posterior that is almost sure
     nn.init.eye_(from_latent.weight)
     embedding = getattr(bottleneck, "embedding", None)

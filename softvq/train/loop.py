@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from softvq.device import pick_device
+from softvq.device import multiplies_bf16, pick_device
 from softvq.errors import UserError
 from softvq.recipe import TrainConfig
 from softvq.train.checkpoint import Checkpoint
@@ -178,8 +178,4 @@ def resolve_precision(precision: str) -> str:
     """``auto`` becomes bf16 where the device multiplies it natively, else fp32."""
     if precision != "auto":
         return precision
-    device = pick_device().type
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    natively = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if natively else "fp32"
+    return "bf16" if multiplies_bf16(pick_device().type) else "fp32"

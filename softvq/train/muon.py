@@ -11,25 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softvq.device import multiplies_bf16
+
 # Five steps with these coefficients bring singular values into 0.7 .. 1.2 (Jordan et al. 2024).
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, nearly, by Newton-Schulz steps; in float32 on a CPU."""
-    x = matrix.float() if matrix.device.type == "cpu" else matrix.bfloat16()
+    """U V^T of a matrix U S V^T, nearly, by Newton-Schulz steps; of more axes, the first is rows.
+
+    In bfloat16, but on a CPU without its instructions in float32.
+    """
+    x = matrix.flatten(1)
+    x = x.bfloat16() if multiplies_bf16(x.device.type) else x.float()
     tall = x.shape[0] > x.shape[1]
     x = x.mT if tall else x
     x = x / x.norm().clamp_min(1e-7)
     for _ in range(STEPS):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return x.mT if tall else x
+    return (x.mT if tall else x).reshape(matrix.shape)
 
 
 class Muon(torch.optim.Optimizer):
     """Steps of lr x sqrt(max(1, rows / columns)) along orthogonal matrices, with Nesterov momentum
-    and decoupled weight decay; for matrices alone."""
+    and decoupled weight decay; for matrices and the kernels of
+    convolutions [out, in, height, width], which are matrices [out, in x height x width]."""
 
     def __init__(
         self,
@@ -53,4 +60,4 @@ class Muon(torch.optim.Optimizer):
                 average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
                 update = orthogonal(p.grad.lerp(average, momentum)).to(p.dtype)
                 p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+                p.add_(update, alpha=-lr * math.sqrt(max(1, p.shape[0] / p[0].numel())))

@@ -44,7 +44,7 @@ def adamw(weights: list[tuple[nn.Parameter, float]], weight_decay: float) -> tor
 
 
 def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW on everything, or Muon on the matrices inside blocks and AdamW on the rest.
+    """AdamW on everything, or Muon on matrices and kernels inside blocks and AdamW on the rest.
 
     Matrices that modulate (adaLN) are no feature maps and stay with AdamW. Every group carries its
     ``peak`` learning rate.
@@ -53,7 +53,7 @@ def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimi
     hidden: dict[float, list[nn.Parameter]] = {}
     rest: list[tuple[nn.Parameter, float]] = []
     for name, p in model.named_parameters():
-        feature_map = p.ndim == 2 and "blocks." in name and "adaLN" not in name
+        feature_map = p.ndim > 1 and "blocks." in name and "adaLN" not in name
         if not p.requires_grad:
             continue
         if config.optimizer == "muon" and feature_map:
