@@ -10,9 +10,15 @@ def test_singular_values_become_one_and_directions_stay():
     for shape in ((24, 24), (48, 16), (16, 48)):
         matrix = torch.randn(shape)
         u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-        turned = u.T @ orthogonal(matrix) @ vt.T  # diagonal, if the directions stayed
+        turned = u.T @ orthogonal(matrix).float() @ vt.T  # diagonal, if the directions stayed
         assert (turned - turned.diag().diag()).abs().max() < 0.02
         assert turned.diag().min() > 0.6 and turned.diag().max() < 1.3
+
+
+def test_a_kernel_is_the_matrix_of_its_flattened_inputs():
+    torch.manual_seed(0)
+    kernel = torch.randn(16, 4, 3, 3)
+    assert torch.equal(orthogonal(kernel).flatten(1), orthogonal(kernel.flatten(1)))
 
 
 def test_steps_are_those_of_torch_but_for_its_rounding():
