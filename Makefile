@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/softvq demo --out demo
 
+# In two processes of one thread each, which suits two cores; WORKERS=8 for more.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

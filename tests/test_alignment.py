@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from contract import photos
-from test_data import photos as photo_folder
+from helpers.pictures import photos as photo_folder
 from torch.nn import functional as F
 
 from softvq.data import open_store

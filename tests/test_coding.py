@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from contract import photos, small
+from helpers.pictures import photos as photo_folder
 from PIL import Image
-from test_data import photos as photo_folder
 
 from softvq import coding, images
 from softvq.data import find_photos, open_store

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.pictures import photos
 from PIL import Image
 from test_images import damaged_files, picture
 from torch.utils.data import DataLoader
@@ -30,16 +31,6 @@ def touch(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    return root
-
-
-def photos(root: Path, count: int, classes: int = 2) -> Path:
-    """A folder of small distinct photos in class folders."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        path = root / f"class{i % classes}" / f"{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
     return root
 
 

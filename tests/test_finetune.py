@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from contract import photos
+from helpers.pictures import photos as photo_folder
 from safetensors.torch import save_file
-from test_data import photos as photo_folder
 
 from softvq.cli import main
 from softvq.errors import UserError

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 import torch
+from helpers.pictures import photos
 from killing import assert_kills_change_nothing
-from test_data import photos
 from test_images import damaged_files
 
 from softvq.data import open_store

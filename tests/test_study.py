@@ -1,84 +1,22 @@
 """The study from end to end, on tiles that are drawn here: half of them have a dark disk."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.artifacts import study
+from helpers.pictures import SIDE, tiles
 from killing import finish, start
-from PIL import Image
 
-from softvq.cli import main
 from softvq.evaluate.cost import Throughput
-from softvq.study import study
 from softvq.study.photos.inspect import inspect_photos
 from softvq.study.settings import Known, Settings
 from softvq.study.study import open_detector, run_study
 from softvq.train.summary import noise_store
-
-SIZE = 32
-
-
-def tiles(root, train=16, val=8):
-    """Folders train and val with classes good and hole, and masks of the holes."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:SIZE, :SIZE]
-    grow = Image.Resampling.BICUBIC
-    for split, count in (("train", train), ("val", val)):
-        for name in ("good", "hole"):
-            for i in range(count):
-                coarse = Image.fromarray(rng.integers(80, 220, (16, 16)).astype(np.uint8))
-                tile = np.array(coarse.resize((SIZE, SIZE), grow))
-                if name == "hole":
-                    y, x = rng.integers(8, 24, 2)
-                    hole = (rows - y) ** 2 + (columns - x) ** 2 <= 16
-                    tile[hole] = 10
-                    path = root / "masks" / split / name / f"{i}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(np.uint8(255 * hole)).save(path)
-                path = root / "photos" / split / name / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(tile).convert("RGB").save(path)
-    return root / "photos", root / "masks"
-
-
-def command(photos, masks, out, *more):
-    return main(
-        [
-            "study", "--data", str(photos), "--masks", str(masks), "--out", str(out),
-            "--size", str(SIZE), "--tokens", "4", "--bottlenecks", "softvq", "--images", "128",
-            *more,
-        ]
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A study of one arm, with one damaged photo and one photo in both splits, left out.
-
-    What it printed is in said.txt.
-    """
-    root = tmp_path_factory.mktemp("study")
-    photos, masks = tiles(root)
-    (photos / "train" / "good" / "bad.png").write_bytes(b"no picture")
-    shutil.copy(photos / "train" / "good" / "0.png", photos / "val" / "good" / "again.png")
-    said = io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
-    ):
-        patch.setattr("softvq.study.trying.rungs.FEWEST", 4)  # as many photos as are asked for
-        patch.setattr(study, "train_detector", partial(study.train_detector, steps=150))
-        assert command(photos, masks, root / "out", "--drop-leaks") == 0
-    (root / "said.txt").write_text(said.getvalue())
-    return root
 
 
 def results(out):
@@ -88,54 +26,54 @@ def results(out):
 def test_a_leaking_split_is_refused(tmp_path, capsys):
     photos, masks = tiles(tmp_path)
     shutil.copy(photos / "train" / "hole" / "3.png", photos / "val" / "hole" / "copy.png")
-    assert command(photos, masks, tmp_path / "out") == 2
+    assert study(photos, masks, tmp_path / "out") == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "val/hole/copy.png" in said and "train/hole/3.png" in said and "--drop-leaks" in said
     found = json.loads((tmp_path / "out" / "data.json").read_text())
     assert [leak["val"] for leak in found["leaks"]] == ["val/hole/copy.png"]
 
 
-def test_what_was_planted_is_reported(finished):
-    found = results(finished / "out")["data"]
+def test_what_was_planted_is_reported(studied):
+    found = results(studied / "out")["data"]
     assert [item["path"] for item in found["skipped"]] == ["train/good/bad.png"]
     assert [leak["val"] for leak in found["leaks"]] == ["val/good/again.png"]
     assert found["splits"]["val"]["photos"] == 16
-    report = (finished / "out" / "report.html").read_text()
+    report = (studied / "out" / "report.html").read_text()
     assert "train/good/bad.png" in report and "val/good/again.png" in report
 
 
-def test_what_is_printed_is_the_study_s_own(finished):
+def test_what_is_printed_is_the_study_s_own(studied):
     """The photos are described once, and no rung says what a training of its own would."""
-    said = (finished / "said.txt").read_text()
+    said = (studied / "said.txt").read_text()
     assert said.count("50 photos: 33 for training, 17 held out (val/); 2 classes") == 1, said
     for line in ("rung 1 of 2, arm 1 of 1: softvq-4x32", "recommended: ", "report: "):
         assert said.count(line) == 1, said
     assert "next:" not in said and "on held-out photos" not in said, said
 
 
-def test_results_say_what_was_tried(finished):
-    found = results(finished / "out")
+def test_results_say_what_was_tried(studied):
+    found = results(studied / "out")
     assert found["images"] == [128, 192]
     learned = [arm for arm in found["arms"] if arm["learned"]]
     assert [(arm["name"], arm["images_seen"]) for arm in learned] == [("softvq-4x32", 320)]
     assert [arm["kind"] for arm in found["arms"][1:]] == ["jpeg", "webp", "thumbnail", "pca"]
     assert set(learned[0]["robustness"]) == {"noise", "blur", "jpeg", "dark", "bright"}
     assert found["originals"]["defect_recall"]["value"] > 0.8  # a black disk is found
-    rebuilt = np.load(finished / "out" / learned[0]["pictures"])
-    originals = np.load(finished / "out" / "originals.npy")
+    rebuilt = np.load(studied / "out" / learned[0]["pictures"])
+    originals = np.load(studied / "out" / "originals.npy")
     error = ((rebuilt / 255.0 - originals / 255.0) ** 2).mean((1, 2, 3))
     psnr = float((-10 * np.log10(error)).mean())
     assert learned[0]["metrics"]["psnr"]["value"] == pytest.approx(psnr, abs=1e-6)
 
 
-def test_the_recommendation_follows_from_the_table(finished, tmp_path, monkeypatch):
+def test_the_recommendation_follows_from_the_table(studied, tmp_path, monkeypatch):
     """The only arm is recommended if the ends of its own intervals meet the criteria, else none.
 
     Other criteria and another language train nothing.
     """
     monkeypatch.setattr("softvq.study.results.throughput", lambda *_: Throughput(1.0, 1.0, 1.0))
     out = tmp_path / "out"
-    shutil.copytree(finished / "out", out)
+    shutil.copytree(studied / "out", out)
     weights = out / "arms" / "softvq-4x32" / "rung-1" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     (arm,) = (arm for arm in results(out)["arms"] if arm["learned"])
@@ -149,7 +87,7 @@ def test_the_recommendation_follows_from_the_table(finished, tmp_path, monkeypat
         criteria = tmp_path / "criteria.yaml"
         criteria.write_text(f"criteria: {{psnr: {{min: {least}}}}}\n")
         more = ("--drop-leaks", "--criteria", str(criteria), "--lang", "ja")
-        assert command(finished / "photos", finished / "masks", out, *more) == 0
+        assert study(studied / "photos", studied / "masks", out, *more) == 0
         found = results(out)["recommendation"]
         assert (found["arm"], found["limit"]) == (chosen, limit)
         assert found["failing"] == ({} if chosen else {"psnr": 1})
@@ -165,7 +103,7 @@ def test_results_and_photos_lie_apart(tmp_path, capsys):
     photos, masks = tiles(tmp_path, 2, 2)
     before = {path: path.read_bytes() for path in photos.rglob("*.png")}
     for out in (photos, photos / "study", tmp_path):
-        assert command(photos, masks, out) == 2
+        assert study(photos, masks, out) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert str(out) in said and "give a folder" in said
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
@@ -177,7 +115,7 @@ def test_an_older_study_is_one_line(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "plan.json").write_text('{"speed": {}, "rungs": []}')
-    assert command(photos, masks, out) == 2
+    assert study(photos, masks, out) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "holds a study of an older softvq" in said[0]
     assert [path.name for path in out.iterdir()] == ["plan.json"]
@@ -185,7 +123,7 @@ def test_an_older_study_is_one_line(tmp_path, capsys):
 
 def test_an_unknown_normal_class_is_refused_before_photos_are_decoded(tmp_path, capsys):
     photos, masks = tiles(tmp_path, 2, 2)
-    assert command(photos, masks, tmp_path / "out", "--normal", "fine") == 2
+    assert study(photos, masks, tmp_path / "out", "--normal", "fine") == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "fine" in said[0] and "good, hole" in said[0]
     assert not (tmp_path / "out" / "photos").exists()
@@ -196,17 +134,17 @@ def test_good_photos_alone_train_no_detector(tmp_path):
     photos, _ = tiles(tmp_path, 3, 2)
     shutil.rmtree(photos / "train" / "hole")
     (photos / "val").rename(photos / "test")
-    found = inspect_photos(photos, (SIZE, SIZE), tmp_path / "cache", progress=False)
+    found = inspect_photos(photos, (SIDE, SIDE), tmp_path / "cache", progress=False)
     assert found.train.classes == ["good", "hole"] and set(found.train.labels) == {0}
-    settings = Settings(str(photos), (SIZE, SIZE))
-    assert study.open_detector(found, [], settings, tmp_path / "out") is None
+    settings = Settings(str(photos), (SIDE, SIDE))
+    assert open_detector(found, [], settings, tmp_path / "out") is None
     said = {remark.code: remark.values for remark in found.facts.remarks}
     assert said["one_class"] == {"class": "good"} and "imbalance" not in said
 
 
-def test_another_study_in_the_folder_is_refused(finished, capsys):
+def test_another_study_in_the_folder_is_refused(studied, capsys):
     more = ("--drop-leaks", "--seed", "1")
-    assert command(finished / "photos", finished / "masks", finished / "out", *more) == 2
+    assert study(studied / "photos", studied / "masks", studied / "out", *more) == 2
     assert "seed" in capsys.readouterr().err
 
 
@@ -214,7 +152,7 @@ def test_a_broken_metric_is_said_before_training(tmp_path, capsys):
     photos, masks = tiles(tmp_path, 4, 4)
     criteria = tmp_path / "criteria.yaml"
     criteria.write_text('metrics: {holes: "command: false {originals} {rebuilt}"}\n')
-    assert command(photos, masks, tmp_path / "out", "--criteria", str(criteria)) == 2
+    assert study(photos, masks, tmp_path / "out", "--criteria", str(criteria)) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "metric command false: exit status 1" in said
     assert not (tmp_path / "out" / "arms").exists()
@@ -233,7 +171,7 @@ def run(out):
     """A study of three arms, in a process of its own, on the tiles beside ``out``."""
     settings = Settings(
         str(out.parent / "photos"),
-        (SIZE, SIZE),
+        (SIDE, SIDE),
         tokens=(2, 4),
         bottlenecks=("softvq", "vq"),
         images=640,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_study import SIZE, tiles
+from helpers.pictures import SIDE, tiles
 
 from softvq import images
 from softvq.data import open_store
@@ -13,51 +13,43 @@ from softvq.evaluate.detector import (
     SHARPNESS,
     Detector,
     DetectorConfig,
-    train_detector,
     views,
 )
 from softvq.study.regions import find_regions
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A detector of holes, and the held-out tiles with their masks."""
-    root = tmp_path_factory.mktemp("tiles")
-    photos, masks = tiles(root)
-    train, val = (
-        open_store(photos, split, (SIZE, SIZE), root / "cache", 1.0) for split in ("train", "val")
-    )
-
-    def inside(store):
-        found = np.zeros((len(store), SIZE, SIZE), bool)
-        for region in find_regions(store, photos, masks):
-            found[region.photo] |= region.mask
-        return found
-
-    return train_detector(train, inside(train), ["good"], seed=0, steps=150), val, inside(val)
+def taught(studied, tmp_path_factory):
+    """The study's detector of holes, and the held-out tiles with their masks."""
+    photos = studied / "photos"
+    val = open_store(photos, "val", (SIDE, SIDE), tmp_path_factory.mktemp("cache"), 1.0)
+    inside = np.zeros((len(val), SIDE, SIDE), bool)
+    for region in find_regions(val, photos, studied / "masks"):
+        inside[region.photo] |= region.mask
+    return Detector.from_pretrained(studied / "out" / "detector"), val, inside
 
 
-def test_holes_are_found_on_photos_not_seen(trained):
-    net, val, _ = trained
+def test_holes_are_found_on_photos_not_seen(taught):
+    net, val, _ = taught
     with torch.no_grad():
         predicted = net(images.to_tensor(np.asarray(val.images))).argmax(1).numpy()
     assert (predicted == val.labels).mean() > 0.85
 
 
-def test_a_hole_is_found_where_it_is(trained):
-    net, val, masks = trained
+def test_a_hole_is_found_where_it_is(taught):
+    net, val, masks = taught
     hole = val.classes.index("hole")
     some = val.labels == hole
     with torch.no_grad():
         cells = net.cells(net.maps(images.to_tensor(np.asarray(val.images[some]))))
     score = (cells[..., hole] - cells[..., 1 - hole]).flatten(1).argmax(1).numpy()
-    side = SIZE // CELL
+    side = SIDE // CELL
     cut = masks[some].reshape(-1, side, CELL, side, CELL).any((2, 4)).reshape(-1, side * side)
     assert cut[np.arange(len(cut)), score].mean() > 0.85
 
 
-def test_it_is_the_same_after_saving(trained, tmp_path):
-    net, val, _ = trained
+def test_it_is_the_same_after_saving(taught, tmp_path):
+    net, val, _ = taught
     net.save_pretrained(tmp_path)
     pixels = images.to_tensor(np.asarray(val.images[:3]))
     with torch.no_grad():
@@ -84,8 +76,8 @@ def test_without_normal_classes_all_cells_vote():
 
 def test_views_of_a_few_and_of_many_photos(tmp_path, monkeypatch):
     photos, _ = tiles(tmp_path, 4, 2)
-    store = open_store(photos, "train", (SIZE, SIZE), tmp_path / "cache", 1.0)
-    masks = np.zeros((8, SIZE, SIZE), bool)
+    store = open_store(photos, "train", (SIDE, SIDE), tmp_path / "cache", 1.0)
+    masks = np.zeros((8, SIDE, SIDE), bool)
     masks[0, 0, 0] = True
     seen = list(views(store, masks))
     assert sum(len(labels) for _, _, labels in seen) == 5 * 8

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from contract import small
+from helpers.pictures import photos as photo_folder
 from PIL import Image
 from safetensors import safe_open
-from test_data import photos as photo_folder
 
 from softvq import tokens
 from softvq.data import Crops, Store, fixed_batches, open_store

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from contract import small
+from helpers.pictures import photos as photo_folder
 from killing import assert_kills_change_nothing
 from PIL import Image
-from test_data import photos as photo_folder
 from torch.nn import functional as F
 
 from softvq.data import Positions, open_store

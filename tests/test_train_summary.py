@@ -5,7 +5,7 @@ import shlex
 import pytest
 import torch
 from contract import small
-from test_data import photos
+from helpers.pictures import photos
 
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
