@@ -116,15 +116,21 @@ class Spectrum(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + conv(gelu(conv(x))) of maps [B, D, H, W]; starts as the identity."""
+    """x + conv(gelu(conv(norm(x)))) of maps [B, D, H, W]; starts as the identity.
+
+    The norm divides each cell by the root mean square of its channels: without it Muon, whose steps
+    keep their length however large the maps have grown, diverges within some hundred steps.
+    """
 
     def __init__(self, width: int):
         super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.conv1(x)))
+        normal = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + self.conv2(F.gelu(self.conv1(normal)))
 
 
 def blocks(width: int, depth: int) -> nn.Sequential:
