@@ -118,13 +118,13 @@ class Spectrum(nn.Module):
 class Residual(nn.Module):
     """x + conv(gelu(conv(norm(x)))) of maps [B, D, H, W]; starts as the identity.
 
-    The norm divides each cell by the root mean square of its channels: without it Muon, whose steps
-    keep their length however large the maps have grown, diverges within some hundred steps.
+    The norm is over the channels of each cell: without it Muon, whose steps keep their length
+    however large the maps have grown, diverges within some hundred steps.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
