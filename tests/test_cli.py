@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.artifacts import train_tokenizer
+from helpers.pictures import tiles
 from PIL import Image
 
 from softvq import SiT, SiTConfig, cli, commands, images
@@ -353,8 +354,8 @@ def test_a_warning_is_one_line(trained, probe, photos):
     assert "warnings.warn" not in ran.stderr
 
 
-def test_evaluate_latents(trained, capsys):
-    data = ["--tokenizer", trained / "tokenizer", "--data", "builtin"]
+def test_evaluate_latents(trained, tmp_path, capsys):
+    data = ["--tokenizer", trained / "tokenizer", "--data", tiles(tmp_path)[0]]
     code, out, _ = run(capsys, "evaluate", "latents", *data, "--json")
     result = json.loads(out)
     assert code == 0 and len(result["token_contributions_db"]) == result["tokens"]

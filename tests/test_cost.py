@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -185,17 +186,19 @@ def test_nothing_is_allocated():
     assert grown < 500_000  # kB
 
 
-def test_throughput():
-    calls = []
+def test_throughput(monkeypatch):
+    """A first call that warms up, then calls that take 1, 2 and 4 seconds by turns."""
+    clock, calls = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def fn():
+        clock[0] += 100.0 if not calls else (1.0, 2.0, 4.0)[len(calls) % 3]
         calls.append(None)
-        time.sleep(0.01)
 
-    rate = throughput(fn, batch=5, seconds=0.1)
-    assert rate.low <= rate.median <= rate.high <= 500
-    assert rate.median > 50
-    assert 4 <= len(calls) <= 11
+    assert throughput(fn, batch=8, seconds=14) == Throughput(median=4.0, low=2.5, high=7.0)
+    assert len(calls) == 1 + 6
+    assert throughput(fn, batch=8, seconds=0) == Throughput(median=4.0, low=3.0, high=6.0)
+    assert len(calls) == 1 + 6 + 1 + 3
 
 
 def test_prices():
@@ -255,7 +258,8 @@ def test_steps_of_a_mar_are_those_it_can_make():
     assert shown.split()[2:] == [str(tokens + 50), str(tokens)]
 
 
-def test_command_measures_and_prices(capsys):
+def test_command_measures_and_prices(capsys, monkeypatch):
+    monkeypatch.setattr("softvq.evaluate.figures.throughput", partial(throughput, seconds=0))
     command = ["cost", "tiny", "--generator", "tiny-generator", "--steps", "1", "--batch", "2"]
     prices = ["--price-per-hour", "2", "--watts", "100", "--currency", "JPY"]
     assert cli.main([*command, *prices, "--json"]) == 0

@@ -12,6 +12,7 @@ import softvq.train.tokenizer as training
 from softvq import demo
 from softvq.data import BUILTIN
 from softvq.errors import UserError
+from softvq.evaluate.cost import throughput
 from softvq.report import (
     Figure,
     Point,
@@ -124,6 +125,7 @@ def test_demo_reports_and_repeats(pipeline_folder, tmp_path, monkeypatch, capsys
     for module in (demo, training):
         monkeypatch.setattr(module, "TRIAL", 4)
     monkeypatch.setattr(demo, "STEPS", 3)
+    monkeypatch.setattr(demo, "throughput", lambda fn, batch, seconds: throughput(fn, batch, 0))
     assert demo.run_demo(tmp_path, minutes=1e-3, model=str(pipeline_folder))
     path = tmp_path / "report.html"
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {path}"
