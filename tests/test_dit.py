@@ -15,6 +15,7 @@ from softvq.generator import mar
 from softvq.generator.diffusion import SCHEDULES, Diffusion
 from softvq.generator.families import GENERATORS, draw, family_of
 from softvq.generator.guidance import Guided
+from softvq.generator.picture import Picture
 from softvq.generator.process import TIME_LAWS, channel_axis, denoising_loss, split_channels
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 from softvq.generator.transformer import SIZES, DiT, DiTConfig, SiT, SiTConfig, hidden_states
@@ -356,6 +357,27 @@ class TestSiT(TransformerContract):
 
 class TestDiT(TransformerContract):
     config = TINY
+
+
+class TestSiTOnPictures(TransformerContract):
+    config = replace(TINY_SIT, picture=True)
+
+
+class TestDiTOnPictures(TransformerContract):
+    config = replace(TINY, picture=True)
+
+
+def test_a_picture_holds_its_tokens_and_no_more():
+    """The change of basis is exact: patches of the unweighted picture give the tokens back."""
+    picture = Picture(64, 32)
+    x = torch.randn(3, 64, 32)
+    patches = picture.to_patches(x)
+    assert patches.shape == (3, 64, picture.inputs)
+    first = patches.unflatten(2, (6, -1))[:, :, :3].flatten(2)
+    torch.testing.assert_close(picture.from_patches(first), x, atol=1e-4, rtol=1e-4)
+    # orthogonal too, so that white noise in tokens is white in what pixels can hold of it
+    squares = first.square().mean((1, 2)) * 3
+    torch.testing.assert_close(squares, x.square().sum((1, 2)), atol=1e-3, rtol=1e-3)
 
 
 CONFIGS = {"sit": TINY_SIT, "dit": TINY, "mar": TINY_MAR}

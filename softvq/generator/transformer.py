@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from softvq.checks import check_fields
 from softvq.errors import UserError
 from softvq.generator.diffusion import Diffusion
+from softvq.generator.picture import Picture, picture_grid
 from softvq.generator.process import PROCESSES, Process
 from softvq.io import load_model, save_model
 from softvq.layers import (
@@ -63,6 +64,8 @@ class TransformerConfig:
     patch:                None: latents are sequences [B, L, C], one token per position. p: latents
                           are maps [B, C, H, W] with L = H * W, one token per p x p positions
     rows:                 H of a map; None for a square one
+    picture:              the tokens are a picture's spectrum (``network: spectral``), and the
+                          transformer's tokens patches of that picture, see ``generator.picture``
     norm, mlp:            "layer" | "rms", "gelu" | "swiglu"
     rotary:               turns queries and keys by their positions, beside the fixed positions
     tokenizer:            fingerprint of the tokenizer whose tokens it learned, None if not known
@@ -79,6 +82,7 @@ class TransformerConfig:
     label_dropout: float = 0.1
     patch: int | None = None
     rows: int | None = None
+    picture: bool = False
     norm: Literal["layer", "rms"] = "layer"
     mlp: Literal["gelu", "swiglu"] = "gelu"
     rotary: bool = False
@@ -99,7 +103,9 @@ class TransformerConfig:
             raise UserError(
                 f"generator: width {self.width} must be even and divisible by heads {self.heads}"
             )
-        axes = 1 if self.patch is None else 2
+        if self.picture and self.patch is not None:
+            raise UserError("generator: a picture has patches of its own; set patch=null")
+        axes = 2 if self.patch or self.picture else 1
         if self.rotary and self.width // self.heads % (2 * axes):
             raise UserError(
                 f"generator: rotary positions need heads of {2 * axes}n channels, "
@@ -132,6 +138,8 @@ class TransformerConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of transformer tokens; a sequence is one row."""
+        if self.picture:
+            return picture_grid(self.tokens, self.channels)
         if self.patch is None:
             return 1, self.tokens
         _, rows, columns = self.latent_shape
@@ -258,21 +266,28 @@ class TokenTransformer(nn.Module):
         self.config = config
         width, patch, (rows, columns) = config.width, config.patch, config.grid
         self.x_embedder: nn.Module
-        if patch is None:
+        self.picture: Picture | None = None
+        out = config.out_channels * (patch or 1) ** 2
+        if config.picture:
+            self.picture = Picture(config.tokens, config.channels)
+            self.x_embedder = nn.Linear(self.picture.inputs, width)
+            out = self.picture.outputs * config.out_channels // config.channels
+        elif patch is None:
             self.x_embedder = nn.Linear(config.channels, width)
-            positions = sincos_1d(columns, width)
-            places = torch.arange(columns)[:, None]
         else:
             self.x_embedder = PatchEmbedder(config.channels, width, patch)
+        if patch or config.picture:
             positions = sincos_2d(rows, columns, width)
             places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        else:
+            positions = sincos_1d(columns, width)
+            places = torch.arange(columns)[:, None]
         self.t_embedder = TimeEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.register_buffer("pos_embed", positions[None])
         angles = rotary_angles(places, width // config.heads) if config.rotary else None
         self.register_buffer("angles", angles, persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        out = config.out_channels * (patch or 1) ** 2
         self.final_layer = FinalLayer(width, out, config.norm)
         self._initialise()
 
@@ -298,6 +313,8 @@ class TokenTransformer(nn.Module):
         if y is None or self.config.num_classes == 0:
             y = torch.full((x.shape[0],), self.config.num_classes, device=x.device)
         condition = self.t_embedder(t) + self.y_embedder(y)
+        if self.picture is not None:
+            x = self.picture.to_patches(x)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             x = block(x, condition, self.angles)
@@ -306,6 +323,9 @@ class TokenTransformer(nn.Module):
     def _map(self, tokens: Tensor) -> Tensor:
         """Sequences as they are; with a patch, [B, N, p * p * channels] -> [B, channels, H, W]."""
         patch = self.config.patch
+        if self.picture is not None:
+            parts = tokens.split(self.picture.outputs, dim=-1)
+            return torch.cat([self.picture.from_patches(part) for part in parts], dim=-1)
         if patch is None:
             return tokens
         cells = tokens.unflatten(1, self.config.grid).unflatten(3, (patch, patch, -1))

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softvq.layers import full_precision
+
 if TYPE_CHECKING:
     from softvq.tokenizer.config import TokenizerConfig
 
@@ -29,6 +31,11 @@ COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 # largest measured variance give. See docs/nested-tokens.md.
 MEAN_SQUARE = (0.295, 0.0535, 0.0080)  # of each colour's mean over the picture, likewise
 POWER = ((-1.255, 1.267, 1.691), (-2.209, 1.566, 2.777), (-4.287, 1.434, 2.578))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions as float32, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cosines(frequencies: int, length: int) -> Tensor:
@@ -68,9 +75,11 @@ class Spectrum(nn.Module):
     def __init__(self, tokens: int, channels: int):
         super().__init__()
         self.tokens, self.channels = tokens, channels
-        where, scale = spectrum_order(tokens * channels)
-        self.side = int(where[:, 1:].max()) + 1
-        colours = torch.tensor(COLOURS)
+        with torch.device("cpu"):  # numbers, even where a network is built without memory
+            where, scale = spectrum_order(tokens * channels)
+            self.side = int(where[:, 1:].max()) + 1
+            colours = torch.tensor(COLOURS)
+        where, scale, colours = (x.to(torch.get_default_device()) for x in (where, scale, colours))
         self.register_buffer("where", where, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer(
@@ -84,9 +93,9 @@ class Spectrum(nn.Module):
         return basis.to(like.device, like.dtype)
 
     def forward(self, images: Tensor, tokens: int | None = None) -> Tensor:
-        """Images -> coefficients of the first ``tokens`` tokens, [B, k, C], in float32."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self._forward(images.float(), tokens)
+        """Images -> coefficients of the first ``tokens`` tokens, [B, k, C], float32 or more."""
+        with full_precision(images):
+            return self._forward(at_least_float32(images), tokens)
 
     def _forward(self, images: Tensor, tokens: int | None) -> Tensor:
         height, width = images.shape[-2:]
@@ -98,9 +107,9 @@ class Spectrum(nn.Module):
         return (maps[:, colour, u, v] / self.scale[:count]).unflatten(1, (-1, self.channels))
 
     def inverse(self, coefficients: Tensor, height: int, width: int) -> Tensor:
-        """Coefficients [B, k, C] -> images [B, 3, H, W], in float32; later tokens count as 0."""
-        with torch.autocast(coefficients.device.type, enabled=False):
-            return self._inverse(coefficients.float(), height, width)
+        """Coefficients [B, k, C] -> images [B, 3, H, W], float32 or more; later tokens are 0."""
+        with full_precision(coefficients):
+            return self._inverse(at_least_float32(coefficients), height, width)
 
     def _inverse(self, coefficients: Tensor, height: int, width: int) -> Tensor:
         flat = coefficients.flatten(1)
@@ -228,7 +237,7 @@ def start_as_transform(to_latent: nn.Linear, from_latent: nn.Linear, bottleneck:
     embedding = getattr(bottleneck, "embedding", None)
     if not isinstance(embedding, Tensor):
         return  # no codebook, or that of VQ, which one codeword for a whole token cannot span
-    spread = torch.distributions.Laplace(0.0, 2.0)
+    spread = torch.distributions.Laplace(0.0, 2.0, validate_args=False)
     count, width = embedding.shape[1:]
     if width == 1:
         embedding.copy_(spread.icdf((torch.arange(count) + 0.5) / count)[:, None])
