@@ -233,13 +233,12 @@ def test_every_way_to_name_a_system(tmp_path):
 
 def test_command(capsys):
     """32 tokens against DiT-XL/2: 8.1x and 36x per evaluation, 7.9x and 29x per image."""
-    command = ["cost", "softvq-l-32", "softvq-l-32-512"]
-    assert cli.main(command) == 0
+    assert cli.main(["cost", "softvq-l-32", "softvq-l-32-512"]) == 0
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
     assert rows["x fewer FLOPs than DiT-XL/2, evaluation"] == ["8.1", "36.0", "1.0", "1.0"]
     assert rows["x fewer FLOPs than DiT-XL/2, image"] == ["7.9", "29.3", "1.0", "1.0"]
-    assert cli.main([*command, "--json", "--steps", "10", "--guidance", "1"]) == 0
+    assert cli.main(["cost", "softvq-l-32", "--json", "--steps", "10", "--guidance", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     parts = result["systems"][0]["parts"]
     assert parts["image"]["flops"] == 10 * parts["network"]["flops"] + parts["decoder"]["flops"]

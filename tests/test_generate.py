@@ -437,13 +437,17 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def start(model: Path, path: Path, count: int, *launcher: str) -> subprocess.Popen:
-    """The command of ``count`` images in ``path``, in processes of its own."""
-    command = [
-        sys.executable, *launcher, "-m", "softvq", "generate", "--model", str(model), "--count",
-        str(count), "--npz", str(path), "--labels", "sampled", "--steps", "2", "--batch", "8",
-        "--latents", str(path.with_suffix("")),
+def drawing(model: Path, path: Path, count: int) -> list[str]:
+    """The command of ``count`` images in ``path``."""
+    return [
+        "generate", "--model", str(model), "--count", str(count), "--npz", str(path), "--labels",
+        "sampled", "--steps", "2", "--batch", "8", "--latents", str(path.with_suffix("")),
     ]  # fmt: skip
+
+
+def start(model: Path, path: Path, count: int, *launcher: str) -> subprocess.Popen:
+    """That command in processes of its own."""
+    command = [sys.executable, *launcher, "-m", "softvq", *drawing(model, path, count)]
     log = path.with_suffix(".log").open("a")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -477,14 +481,12 @@ def kept(path: Path) -> dict[str, bytes]:
 def test_two_processes_and_a_killed_run_give_the_file_of_one(model, tmp_path):
     count = 160
     one, two, killed = (tmp_path / f"{name}.npz" for name in ("one", "two", "killed"))
-    arguments = ["--model", model, "--count", count, "--npz", one, "--labels", "sampled"]
-    arguments += ["--steps", 2, "--batch", 8, "--latents", one.with_suffix("")]
-    assert cli.main(["generate", *map(str, arguments)]) == 0
+    assert cli.main(drawing(model, one, count)) == 0
     both = start(model, two, count, *TWO)
     at = kill_at(start(model, killed, count), killed, 3)
     assert 3 <= at < 20 and not killed.exists()
-    assert finish(start(model, killed, count), killed) == one.read_bytes()
-    assert finish(both, two) == one.read_bytes()
+    assert cli.main(drawing(model, killed, count)) == 0
+    assert killed.read_bytes() == one.read_bytes() == finish(both, two)
     assert kept(two) == kept(killed) == kept(one)
     assert images(one).shape == (count, 32, 32, 3)
 
