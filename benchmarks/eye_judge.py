@@ -6,7 +6,8 @@ FOLDER holds train/ and val/ with a folder for each class. Photos are seen at 22
 and maximum of the eye's head map; with --pixels they are reduced to that size first. The regression
 (defective or not, features standardised) is fitted on train/ alone: its strength by five folds,
 in which no group is split, and its threshold where the cross-fitted scores of train/ tell best
-(Youden 1950). Then val/ is looked at once.
+(Youden 1950); beside it the regression's own, a probability of one half. Then val/ is looked at
+once.
 """
 
 import argparse
@@ -56,16 +57,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--normal", required=True, help="the class without defects")
-    parser.add_argument("--groups", type=Path, help="CSV with columns name and cluster")
+    parser.add_argument(
+        "--groups", type=Path, help="CSV with columns name (with or without ending) and cluster"
+    )
     parser.add_argument("--pixels", type=int, help="reduce photos to this size first")
     args = parser.parse_args()
     cluster = {}
     if args.groups:
         with args.groups.open(newline="") as file:
-            cluster = {row["name"]: row["cluster"] for row in csv.DictReader(file)}
+            cluster = {Path(row["name"]).stem: row["cluster"] for row in csv.DictReader(file)}
     classes, names, x = gather(args.folder / "train", args.pixels)
     y = np.array([c != args.normal for c in classes]).astype(int)
-    group = np.unique([cluster.get(name, name) for name in names], return_inverse=True)[1]
+    group = np.unique([cluster.get(Path(name).stem, name) for name in names], return_inverse=True)[
+        1
+    ]
     fold = np.random.default_rng(0).permutation(group.max() + 1)[group] % FOLDS
 
     crossed = {}
@@ -82,11 +87,13 @@ def main() -> None:
     classes, _, other = gather(args.folder / "val", args.pixels)
     bad = np.array([c != args.normal for c in classes]).astype(int)
     found = scores(x, y, best, other)
-    flagged = found >= threshold
-    print(
-        f"val, c = {best:g}: AUC {auc(found, bad):.3f}; {flagged[bad == 1].sum()} of {bad.sum()} "
-        f"defects found, {flagged[bad == 0].sum()} of {(bad == 0).sum()} false alarms"
-    )
+    print(f"val, c = {best:g}: AUC {auc(found, bad):.3f}")
+    for name, at in (("told best in train", threshold), ("probability 0.5", 0.0)):
+        flagged = found >= at
+        print(
+            f"  threshold {name}: {flagged[bad == 1].sum()} of {bad.sum()} defects found, "
+            f"{flagged[bad == 0].sum()} of {(bad == 0).sum()} false alarms"
+        )
 
 
 if __name__ == "__main__":

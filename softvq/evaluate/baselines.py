@@ -68,7 +68,7 @@ def coded(
     if kind == "thumbnail":
         return thumbnail(photos, floats, grey)
     if kind == "pca":
-        return _pca(train, photos, floats, grey, most or MOST_TRAINING)
+        return Components(train, grey, most or MOST_TRAINING).coded(photos, floats)
     raise UserError(f"unknown baseline '{kind}'; known: {', '.join(BASELINES)}")
 
 
@@ -147,44 +147,56 @@ def _reduced(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * side / longer)), max(1, round(width * side / longer))
 
 
-def _pca(train: np.ndarray, photos: np.ndarray, budget: int, grey: bool, most: int) -> Coded:
+class Components:
     """Principal components by the N x N Gram matrix of the training photos (Sirovich 1987).
 
     With the centred training photos X [N, D] and X X' = U S^2 U', the components are the rows of
-    S^-1 U' X. They are never held: both passes go over the pixels in blocks.
+    S^-1 U' X. They are never held: every pass goes over the pixels in blocks.
+
+    train: uint8 [N, H, W, 3], of which it learns from ``most``.  grey: all channels are equal.
     """
-    if train.shape[1:] != photos.shape[1:]:
-        raise ValueError(f"training photos are {train.shape[1:]}, the others {photos.shape[1:]}")
-    chosen = np.linspace(0, len(train) - 1, min(len(train), most)).round().astype(int)
-    known = _flat(train[chosen], grey)
-    flat = _flat(photos, grey)
 
-    def blocks() -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-        for first in range(0, known.shape[1], BLOCK):
+    def __init__(self, train: np.ndarray, grey: bool = False, most: int = MOST_TRAINING):
+        chosen = np.linspace(0, len(train) - 1, min(len(train), most)).round().astype(int)
+        self.shape, self.grey = train.shape[1:], grey
+        self.known = _flat(train[chosen], grey)
+        gram = np.zeros((len(chosen), len(chosen)))
+        for _, _, x in self._blocks():
+            gram += x @ x.T
+        squares, self.vectors = np.linalg.eigh(gram)
+        # Rounding leaves something where there is no variance left, at least in the mean's
+        # direction.
+        self.usable = int((squares > 1e-10 * max(squares[-1], 1e-300)).sum())
+        self.scale = np.sqrt(np.maximum(squares, 1e-300))
+
+    def _blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        for first in range(0, self.known.shape[1], BLOCK):
             here = slice(first, first + BLOCK)
-            x = known[:, here].astype(np.float64)
+            x = self.known[:, here].astype(np.float64)
             mean = x.mean(axis=0)
-            yield here, mean, x - mean, flat[:, here] - mean
+            yield here, mean, x - mean
 
-    gram = np.zeros((len(known), len(known)))
-    cross = np.zeros((len(flat), len(known)))
-    for _, _, x, y in blocks():
-        gram += x @ x.T
-        cross += y @ x.T
-    squares, vectors = np.linalg.eigh(gram)
-    # Rounding leaves something where there is no variance left, at least in the mean's direction.
-    usable = int((squares > 1e-10 * max(squares[-1], 1e-300)).sum())
-    kept = min(budget, usable)
-    scaled = (vectors / np.sqrt(np.maximum(squares, 1e-300)))[:, ::-1][:, :kept]
-    coefficients = (cross @ scaled).astype(np.float32)
-    mix = coefficients @ scaled.T
-    rebuilt = np.empty_like(flat)
-    for here, mean, x, _ in blocks():
-        rebuilt[:, here] = np.rint(mix @ x + mean).clip(0, 255)
-    height, width = photos.shape[1:3]
-    pictures = rebuilt.reshape(len(photos), height, width, -1)
-    rgb = np.broadcast_to(pictures, photos.shape).copy()
-    return Coded(rgb, 4.0 * kept, kept, f"k={kept}", True)
+    def coded(self, photos: np.ndarray, budget: int) -> Coded:
+        """``photos``, uint8 [M, H, W, 3], by their coefficients on at most ``budget`` components.
+
+        ValueError for photos of another size.
+        """
+        if self.shape != photos.shape[1:]:
+            raise ValueError(f"training photos are {self.shape}, the others {photos.shape[1:]}")
+        flat = _flat(photos, self.grey)
+        cross = np.zeros((len(flat), len(self.known)))
+        for here, mean, x in self._blocks():
+            cross += (flat[:, here] - mean) @ x.T
+        kept = min(budget, self.usable)
+        scaled = (self.vectors / self.scale)[:, ::-1][:, :kept]
+        coefficients = (cross @ scaled).astype(np.float32)
+        mix = coefficients @ scaled.T
+        rebuilt = np.empty_like(flat)
+        for here, mean, x in self._blocks():
+            rebuilt[:, here] = np.rint(mix @ x + mean).clip(0, 255)
+        pictures = rebuilt.reshape(len(photos), *photos.shape[1:3], -1)
+        rgb = np.broadcast_to(pictures, photos.shape).copy()
+        return Coded(rgb, 4.0 * kept, kept, f"k={kept}", True)
 
 
 def _flat(photos: np.ndarray, grey: bool) -> np.ndarray:
