@@ -6,8 +6,8 @@
 
 Tensors keep their size; all else is fitted to the tokenizer's. Everything runs where the tokenizer
 is, in evaluation mode and without gradients. What comes out is checked: a value that is not finite
-raises UserError. ``tokens``: use the first so many of each picture, for a tokenizer that is trained
-for it (nested); None for all.
+raises UserError. ``tokens``: how many of each picture, for a nested tokenizer: a number, the
+fewest that meet a target (``softvq.quality``), or None for all.
 """
 
 import contextlib
@@ -28,7 +28,9 @@ from softvq.data import Crops, Listing, Store, temporary_store
 from softvq.errors import UserError
 from softvq.fingerprint import digest
 from softvq.io import check_finite, write_atomically
+from softvq.layers import evaluating
 from softvq.outputs import claimed, refuse_overlap
+from softvq.quality import Budget, check_budget, encode_within
 from softvq.tokenizer.bottleneck import Tokens
 from softvq.tokenizer.model import Tokenizer
 
@@ -93,7 +95,7 @@ def evenly(photos: Store, limit: int) -> tuple[Iterator[Tensor], np.ndarray]:
 
 
 def encode(
-    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: Budget = None
 ) -> Iterator[Tokens]:
     """The Tokens of each batch, as ``Tokenizer.encode`` gives them, on the tokenizer's device."""
     for pixels in batches(pictures, size_of(tokenizer), batch):
@@ -118,15 +120,18 @@ def decode(
     latents: Tensor,
     size: tuple[int, int] | None = None,
     batch: int = BATCH,
+    lengths: Tensor | None = None,
 ) -> Iterator[np.ndarray]:
     """Normalised latents [N, k, C] -> pictures, uint8 [b, H, W, 3] batch by batch.
 
-    ``size`` (H, W) in pixels; None for the tokenizer's own.
+    ``size`` (H, W) in pixels; None for the tokenizer's own. ``lengths``, int64 [N]: how many of the
+    tokens each picture has; None for all k.
     """
     check_finite(latents, "the encoder")
     for first in range(0, len(latents), batch):
         some = latents[first : first + batch].to(tokenizer.latent_mean)
-        yield images.to_uint8(_decoded(tokenizer, tokenizer.denormalize(some), size))
+        known = None if lengths is None else lengths[first : first + batch].to(some.device)
+        yield images.to_uint8(_decoded(tokenizer, tokenizer.denormalize(some), size, known))
 
 
 def decode_all(
@@ -141,19 +146,26 @@ def decode_all(
     return np.concatenate(parts)
 
 
-def reconstruct(
-    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Originals and reconstructions of each batch, uint8 [b, H, W, 3] each."""
+def round_trips(
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: Budget = None
+) -> Iterator[tuple[Tensor, Tokens, Tensor]]:
+    """Each batch's pictures [b, 3, H, W] in [-1, 1], their Tokens, and what those decode to."""
     for pixels in batches(pictures, size_of(tokenizer), batch):
         height, width = pixels.shape[-2:]
-        latents = _encoded(tokenizer, pixels, tokens).latents
-        rebuilt = _decoded(tokenizer, latents, (height, width))
+        found = _encoded(tokenizer, pixels, tokens)
+        yield pixels, found, _decoded(tokenizer, found.latents, (height, width), found.lengths)
+
+
+def reconstruct(
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: Budget = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Originals and reconstructions of each batch, uint8 [b, H, W, 3] each."""
+    for pixels, _, rebuilt in round_trips(tokenizer, pictures, batch, tokens):
         yield images.to_uint8(pixels), images.to_uint8(rebuilt)
 
 
 def reconstruct_all(
-    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: int | None = None
+    tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH, tokens: Budget = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Originals and reconstructions of all pictures, uint8 [N, H, W, 3] each."""
     pairs = list(reconstruct(tokenizer, pictures, batch, tokens))
@@ -207,7 +219,7 @@ def reconstruct_folder(
     batch: int = BATCH,
     progress: bool = True,
     found: Callable[[Store], None] = lambda photos: None,
-    tokens: int | None = None,
+    tokens: Budget = None,
 ) -> int:
     """Write each photo beside its reconstruction as PNG; returns how many there are.
 
@@ -221,9 +233,8 @@ def reconstruct_folder(
         "split": split,
         "tokenizer": digest(tokenizer),
         "scale": scale,
-    } | ({} if tokens is None else {"tokens": tokens})
-    if tokens is not None:
-        tokenizer.check_tokens(tokens)
+    } | ({} if tokens is None else {"tokens": str(tokens)})
+    check_budget(tokenizer, tokens)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(claimed(out, "reconstruct", settings, overwrite))
         skipped: list[dict[str, str]] = []
@@ -252,28 +263,20 @@ def reconstruct_folder(
     return len(files)
 
 
-def _encoded(tokenizer: Tokenizer, pixels: Tensor, tokens: int | None) -> Tokens:
-    fewer: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
-    with evaluating(tokenizer):
-        found = tokenizer.encode(pixels.to(next(tokenizer.parameters()).device), **fewer)
+def _encoded(tokenizer: Tokenizer, pixels: Tensor, tokens: Budget) -> Tokens:
+    device = next(tokenizer.parameters()).device
+    found = encode_within(tokenizer, pixels.to(device), tokens)
     check_finite(found.latents, "the encoder")
     return found
 
 
-def _decoded(tokenizer: Tokenizer, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
+def _decoded(
+    tokenizer: Tokenizer,
+    latents: Tensor,
+    size: tuple[int, int] | None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    fewer: dict[str, Any] = {} if lengths is None else {"lengths": lengths}
     with evaluating(tokenizer):
-        pixels: Tensor = tokenizer.decode(latents, size)
+        pixels: Tensor = tokenizer.decode(latents, size, **fewer)
     return check_finite(pixels, "the decoder")
-
-
-@contextlib.contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every part is in the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from softvq.data import Store
     from softvq.evaluate.features import FeatureNetwork
     from softvq.pipeline import Pipeline
+    from softvq.quality import Budget
     from softvq.tokenizer import Tokenizer
 
 
@@ -76,39 +77,55 @@ def train_probe(asked: options.TrainProbe) -> Outcome | None:
 
 
 def encode(asked: options.Encode) -> Outcome:
-    from softvq.tokens import encode_folder
+    from softvq.tiles import Tiling
+    from softvq.tokens import encode_folder, lengths_of
 
-    tokenizer = _tokenizer(asked)
+    tokenizer, budget = _tokenizer(asked), None
+    if asked.tile is not None:
+        side = None if asked.tile == "auto" else int(asked.tile)
+        tiling = Tiling.of(tokenizer, side, asked.overlap)
+    else:
+        tiling = None
+    budget = _budget(asked, tokenizer)
     if asked.dry_run:
         return _planned_photos(asked.data, asked.split, tokenizer)
-    tokens, new = encode_folder(
+    index, new = encode_folder(
         tokenizer,
         asked.data,
         asked.out,
         asked.split,
         asked.batch,
         found=lambda photos: _say_found(photos, asked.out),
-        keep=asked.tokens,
+        keep=budget,
+        tiling=tiling,
     )
-    index = tokens.index
+    lengths = lengths_of(asked.out)
+    each = "each" if tiling is None else "for each tile"
     shape = f"{index.tokens} tokens of {index.channels} numbers"
-    added = "" if new == len(tokens) else f" ({new:,} of them new)"
-    return Outcome(
-        f"{_n(tokens.names, 'photo')} as {shape} each in {asked.out}{added}",
-        {
-            "images": len(tokens), "new": new, "skipped": len(index.skipped),
-            "height": index.height, "width": index.width,
-            "floats_per_image": index.tokens * index.channels, "out": asked.out,
-        },
-    )  # fmt: skip
+    added = "" if new == index.count else f" ({new:,} of them new)"
+    text = f"{_n(range(index.count), 'photo')} as {shape} {each} in {asked.out}{added}"
+    facts = {
+        "images": index.count, "new": new, "skipped": len(index.skipped),
+        "height": index.height, "width": index.width,
+        "floats_per_image": index.tokens * index.channels, "out": asked.out,
+    }  # fmt: skip
+    if lengths is not None:
+        things = "photos" if tiling is None else "tiles"
+        text = text.replace(shape, f"1 to {shape}")
+        text += f"\nfor {index.target}: {lengths}"
+        if lengths.unmet:
+            text += f"\n{lengths.unmet:,} of {lengths.count:,} {things} miss it with all tokens"
+        facts |= {"target": index.target, "tokens_mean": lengths.mean, "missed": lengths.unmet}
+        facts["floats_per_image"] = lengths.mean * index.channels
+    return Outcome(text, facts)
 
 
 def decode(asked: options.Decode) -> Outcome | None:
     from softvq.fingerprint import fingerprint
-    from softvq.tokens import decode_folder, read_tokens
+    from softvq.tokens import TokenIndex, decode_folder, read_tokens
 
     tokenizer = _tokenizer(asked)
-    if asked.dry_run:
+    if asked.dry_run and TokenIndex.read(Path(asked.tokens)).tiling is None:
         count = len(read_tokens(asked.tokens, fingerprint(tokenizer)))
         each = _seconds(lambda: tokenizer.reconstruct(_grey(tokenizer))) / TRIAL
         return _planned(f"{count:,} pictures of {_shape(tokenizer)}", count * each)
@@ -134,7 +151,7 @@ def reconstruct(asked: options.Reconstruct) -> Outcome:
         return _planned_photos(asked.data, "all", tokenizer)
     count = reconstruct_folder(
         tokenizer, asked.data, asked.out, scale=asked.scale, overwrite=asked.overwrite,
-        found=lambda photos: _say_found(photos, asked.out), tokens=asked.tokens,
+        found=lambda photos: _say_found(photos, asked.out), tokens=_budget(asked, tokenizer),
     )  # fmt: skip
     text = f"{_n(range(count), 'picture')} (original | reconstruction) in {asked.out}"
     return Outcome(text, _pictures(range(count), asked.out))
@@ -172,18 +189,31 @@ def generate(asked: options.Generate) -> Outcome | None:
 
 def evaluate_reconstruction(asked: options.EvaluateReconstruction) -> Outcome:
     from softvq.evaluate.trained import evaluate_reconstruction
+    from softvq.quality import lengths_tried
     from softvq.tokenizer.lpips import LPIPS
 
     tokenizer = _tokenizer(asked)
     network = _features(asked) if asked.features else None
     lpips = LPIPS.from_file(asked.lpips).to(_device()) if asked.lpips else None
     masks = Path(asked.masks) if asked.masks else None
+    budget = _budget(asked, tokenizer)
+    if asked.curve:
+        tokenizer.check_tokens(1)
     if asked.dry_run:
         return _planned_photos(asked.data, asked.split, tokenizer)
     with _decoded(asked.data, asked.split, tokenizer) as photos:
-        figures = evaluate_reconstruction(tokenizer, photos, network, lpips, masks)
+
+        def measured(tokens: Any) -> dict[str, Any]:
+            return evaluate_reconstruction(tokenizer, photos, network, lpips, masks, tokens)
+
         facts = _facts(photos, tokenizer) | {"split": asked.split}
-    return _figures(facts | ({"features": network.name} if network else {}) | figures)
+        facts |= {"features": network.name} if network else {}
+        if asked.curve:
+            return _curve(facts, [measured(k) for k in lengths_tried(tokenizer.config.tokens)])
+        figures = measured(budget)
+    if budget is not None:
+        facts["floats_per_image"] = figures["tokens"] * tokenizer.config.channels
+    return _figures(facts | figures)
 
 
 def evaluate_generation(asked: options.EvaluateGeneration) -> Outcome:
@@ -222,15 +252,18 @@ def evaluate_latents(asked: options.EvaluateLatents) -> Outcome:
     from softvq.evaluate.trained import evaluate_latents
 
     tokenizer = _tokenizer(asked)
+    budget = _budget(asked, tokenizer)
     if asked.dry_run:
         return _planned_photos(asked.data, "all", tokenizer)
     with (
         _decoded(asked.data, "train", tokenizer) as train,
         _decoded(asked.data, "val", tokenizer) as held_out,
     ):
-        figures = evaluate_latents(tokenizer, train, held_out)
+        figures = evaluate_latents(tokenizer, train, held_out, tokens=budget)
     config = tokenizer.config
-    return _figures({"tokens": config.tokens, "channels": config.channels} | figures)
+    return _figures(
+        {"tokens": asked.tokens or config.tokens, "channels": config.channels} | figures
+    )
 
 
 def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
@@ -256,7 +289,10 @@ def cost(asked: options.Cost) -> Outcome:
     prices = figures.Prices(
         asked.price_per_hour or 0.0, asked.watts or 0.0, asked.price_per_kwh or 0.0, asked.currency
     )
-    named = [systems.open_system(name, asked.generator, asked.size) for name in asked.recipes]
+    named = [
+        systems.open_system(name, asked.generator, asked.size, asked.tokens)
+        for name in asked.recipes
+    ]
     if asked.dry_run:
         return _planned(f"{_n(named, 'model')}", 600.0 * asked.measure * len(named) + 1)
     columns = [figures.figures(system, asked.steps, asked.guidance) for system in named]
@@ -404,6 +440,22 @@ def _tokenizer(asked: options.OfTokenizer) -> "Tokenizer":
     return open_tokenizer(asked.tokenizer, asked.size).to(_device())
 
 
+def _budget(asked: options.OfBudget, tokenizer: "Tokenizer") -> "Budget":
+    """How many tokens of each photo. Raises UserError if the tokenizer cannot have so many."""
+    from softvq.quality import Predicted, Predictor, Target, check_budget
+
+    budget: Budget = asked.tokens
+    if asked.psnr or asked.eye:
+        budget = Target("psnr", asked.psnr) if asked.psnr else Target("eye", asked.eye or 0.0)
+    check_budget(tokenizer, budget)
+    if asked.predict and isinstance(budget, Target):
+        from softvq.models import model_folder, part
+
+        folder = part(model_folder(asked.tokenizer), "tokenizer")
+        budget = Predicted(budget, Predictor.load(folder, tokenizer))
+    return budget
+
+
 def _pipeline(asked: options.OfModel) -> "Pipeline":
     from softvq.pipeline import Pipeline
 
@@ -477,6 +529,15 @@ def _figures(figures: dict[str, Any]) -> Outcome:
 
 def _size(tokenizer: "Tokenizer") -> tuple[int, int]:
     return tokenizer.config.height, tokenizer.config.width
+
+
+def _curve(facts: dict[str, Any], rows: list[dict[str, Any]]) -> Outcome:
+    """Figures of several numbers of tokens, as a table."""
+    names = ["tokens", *(name for name in rows[0] if name != "tokens")]
+    cells = [names, *([f"{row[name]:.4g}" for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    table = "\n".join("  ".join(map(str.rjust, line, widths)).rstrip() for line in cells)
+    return Outcome(f"{_figures(facts).text}\n{table}", facts | {"curve": rows})
 
 
 @contextlib.contextmanager

@@ -311,7 +311,10 @@ def decode_tokens(
     def render(block: int) -> np.ndarray:
         place = file.blocks[block]
         latents = tokens.latents[place.start : place.stop].to(state.device)
-        pixels = tokenizer.decode(tokenizer.denormalize(latents), size)
+        fewer = {}
+        if tokens.lengths is not None:
+            fewer["lengths"] = tokens.lengths[place.start : place.stop].to(state.device)
+        pixels = tokenizer.decode(tokenizer.denormalize(latents), size, **fewer)
         return images.to_uint8(check_finite(pixels, "the decoder"))
 
     return write_images(file, render, progress=progress)

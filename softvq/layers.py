@@ -1,7 +1,8 @@
 """Building blocks that tokenizers and generators share. Shapes: B batch, N sequence, D width."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     if not torch.amp.is_autocast_available(device):  # meta tensors, on which costs are counted
         return nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every part is in the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from softvq.probe import Probe, ProbeConfig
 from softvq.tokenizer.alignment import EYES, EyeTeacher, Teacher
 from softvq.tokenizer.config import TokenizerConfig
 from softvq.tokenizer.model import Tokenizer
-from softvq.tokens import TokenIndex
+from softvq.tokens import Lengths, TokenIndex, lengths_of
 
 __all__ = [
     "DiffusersTokenizer", "Parts", "Teacher", "describe", "export_model", "find", "import_model",
@@ -358,6 +358,8 @@ class Description:
     data: fingerprint of the photos it was trained on.
     tokenizer: its fingerprint, or that of the tokenizer whose tokens it learned or holds.
     classes: names.  count: photos in a folder of tokens.  parts: of a pipeline.
+    overlap: of the tiles that photos were cut into.  target, lengths: where each photo, or tile,
+    has its own number of tokens.
     """
 
     directory: str
@@ -375,17 +377,27 @@ class Description:
     tokenizer: str | None = None
     classes: tuple[str, ...] = ()
     count: int | None = None
+    overlap: int | None = None
+    target: str | None = None
+    lengths: Lengths | None = None
     parts: tuple["Description", ...] = field(default=())
 
     def lines(self) -> list[str]:
         """Readable lines, what is not known left out."""
-        shape = f"{self.tokens} tokens x {self.channels} channels" if self.tokens else None
+        most = "up to " if self.target else ""
+        shape = f"{most}{self.tokens} tokens x {self.channels} channels" if self.tokens else None
+        what = "pixels" if self.overlap is None else "tiles of pixels"
+        unmet = self.lengths and self.lengths.unmet
         shown = [f"{c}" for c in self.classes[:10]]
         more = [f"and {len(self.classes) - 10} more"] if len(self.classes) > 10 else []
         rows = {
             "model": self.model and f"{self.model} ({self.kind}, layout of {self.layout})",
-            "pixels": self.size and f"{self.size[0]} x {self.size[1]}",
+            what: self.size and f"{self.size[0]} x {self.size[1]}",
+            "overlap of tiles": self.overlap and f"{self.overlap} pixels",
             "shape": shape,
+            "target": self.target,
+            "tokens of each": self.lengths,
+            "target missed with all tokens": unmet and f"{unmet:,}",
             "parameters": self.parameters and f"{self.parameters:,}",
             "weights": self.precision,
             "photos": self.count and f"{self.count:,}",
@@ -436,7 +448,8 @@ def describe(name: str | Path) -> Description:
         return Description(
             str(folder), "tokens", size=(index.height, index.width), tokens=index.tokens,
             channels=index.channels, data=index.photos, tokenizer=index.tokenizer,
-            classes=tuple(index.classes), count=index.count,
+            classes=tuple(index.classes), count=index.count, overlap=index.overlap,
+            target=index.target, lengths=lengths_of(folder),
         )  # fmt: skip
     if (folder / "recipe.yaml").is_file():
         return Description(str(folder), "run", **run_of(folder))

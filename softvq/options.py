@@ -115,6 +115,11 @@ def positive(word: str) -> float:
     return value
 
 
+def tile(word: str) -> int | Literal["auto"]:
+    """auto, or pixels of a side."""
+    return "auto" if word == "auto" else count(word)
+
+
 def interval(low: str, high: str) -> tuple[float, float]:
     """Two times, 0 <= low < high <= 1."""
     times = number(low), number(high)
@@ -134,6 +139,8 @@ Pixels = Annotated[tuple[int, int], Value("PIXELS", pixels, write=lambda x: f"{x
 Number = Annotated[float, Value("NUMBER", number)]
 Positive = Annotated[float, Value("NUMBER", positive)]
 Seed = Annotated[int, Value("N", seed)]
+Whole = Annotated[int, Value("N", seed)]
+Tile = Annotated[int | str, Value("auto|N", tile)]
 Interval = Annotated[tuple[float, float], Value("LOW HIGH", interval, words=2)]
 
 
@@ -167,11 +174,24 @@ class OfTokenizer:
 
 
 @dataclass(kw_only=True)
-class OfPrefix:
-    """Of a command that can keep the first tokens alone."""
+class OfBudget(OfTokenizer):
+    """Of a command that can keep the first tokens of a nested tokenizer alone."""
 
     tokens: Count | None = None
     """Keep the first so many tokens of each photo, of a nested tokenizer; by default all."""
+    psnr: Positive | None = None
+    """In place of --tokens: keep of each photo the fewest tokens that rebuild it at so many dB."""
+    eye: Positive | None = None
+    """In place of --tokens: keep of each photo the fewest tokens that rebuild it within this
+    distance to the eye; 1 is that of a 256 px photo's 26 x 26 thumbnail."""
+    predict: bool = False
+    """With --psnr or --eye: predict how many tokens that takes in place of searching, in one pass;
+    some photos then miss. Needs the lengths.safetensors beside the tokenizer."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "tokens", "psnr", "eye")
+        if self.predict and not (self.psnr or self.eye):
+            raise UserError("--predict goes with --psnr or --eye")
 
 
 @dataclass(kw_only=True)
@@ -331,10 +351,12 @@ class TrainProbe(Training):
 
 
 @dataclass(kw_only=True)
-class Encode(OfPrefix, OfTokenizer, OfPhotos, Long):
+class Encode(OfBudget, OfPhotos, Long):
     """Write the tokens of photos, with names and labels, to safetensors files.
 
     softvq encode --data photos --out tokens
+    softvq encode --tokenizer runs/nested --data photos --out tokens --psnr 28
+    softvq encode --data large --out tokens --tile auto
     """
 
     out: Folder
@@ -343,6 +365,17 @@ class Encode(OfPrefix, OfTokenizer, OfPhotos, Long):
     """Which photos."""
     batch: Count = BATCH
     """Photos encoded at a time."""
+    tile: Tile | None = None
+    """Keep photos at their own size, cut into tiles of so many pixels a side; auto: as large as the
+    tokenizer's own."""
+    overlap: Whole | None = None
+    """With --tile: pixels that tiles overlap by at least, where they are blended; by default an
+    eighth of a tile."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap is not None and self.tile is None:
+            raise UserError("--overlap goes with --tile")
 
 
 @dataclass(kw_only=True)
@@ -357,7 +390,7 @@ class Decode(ToPictures, OfTokenizer, Long):
 
 
 @dataclass(kw_only=True)
-class Reconstruct(OfPrefix, OfTokenizer, Long):
+class Reconstruct(OfBudget, Long):
     """Write photos beside their reconstructions.
 
     softvq reconstruct --data photo.jpg --out pictures
@@ -408,7 +441,7 @@ class Generate(ToPictures, OfSampling, OfModel, Long):
 
 
 @dataclass(kw_only=True)
-class EvaluateReconstruction(OfSplit, OfTokenizer, OfFeatures, Long):
+class EvaluateReconstruction(OfBudget, OfSplit, OfFeatures, Long):
     """Measure how well held-out photos survive: PSNR, SSIM, LPIPS and distances of features.
 
     softvq evaluate reconstruction --data photos --features eye
@@ -420,6 +453,12 @@ class EvaluateReconstruction(OfSplit, OfTokenizer, OfFeatures, Long):
     """File of VGG-16's ImageNet weights, which adds LPIPS."""
     masks: Folder | None = None
     """Folder of pictures named as the photos, which adds figures inside of what is not black."""
+    curve: bool = False
+    """Measure 1, 2, 4, .. and all tokens of a nested tokenizer, as a table."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, "curve", "tokens", "psnr", "eye")
 
 
 @dataclass(kw_only=True)
@@ -444,7 +483,7 @@ class EvaluateGeneration(OfFeatures, OfSampling, OfModel, Long):
 
 
 @dataclass(kw_only=True)
-class EvaluateLatents(OfPhotos, OfTokenizer, Long):
+class EvaluateLatents(OfBudget, OfPhotos, Long):
     """Measure the tokens: linear probe, nearest neighbours, rank, codebook, each one's worth.
 
     softvq evaluate latents --data photos
@@ -477,6 +516,8 @@ class Cost(Long):
     size: Pixels | None = None
     """Pixels of an autoencoder of diffusers, HEIGHTxWIDTH or one number; by default its
     sample_size."""
+    tokens: Count | None = None
+    """Encode and decode the first so many tokens, of a nested tokenizer; by default all."""
     generator: Folder | None = None
     """Recipe or directory of a generator for tokenizers given alone; by default SiT-XL/1."""
     steps: Count = 50

@@ -1,20 +1,24 @@
 """As many tokens as each picture needs: the fewest of a nested tokenizer that meet a target.
 
-``search`` decodes prefixes and is exact; ``Predictor`` reads the picture's spectrum and decodes
-nothing, and so misses now and then.
+``search`` decodes prefixes and is exact; ``Predictor`` reads the picture's spectrum, decodes
+nothing, and so misses now and then. Not a mode of ``Tokenizer.encode``: what a picture needs is
+told by the decoder and, for a distance to the eye, by another network.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from softvq.coding import BATCH, Pictures, batches, evaluating, size_of
 from softvq.errors import UserError
 from softvq.io import load_tensors, save_tensors
+from softvq.layers import evaluating
 from softvq.tokenizer.bottleneck import Tokens
 from softvq.tokenizer.model import Tokenizer
 from softvq.tokenizer.perceptual import EyeDistance
@@ -37,10 +41,57 @@ class Target:
         if not (math.isfinite(self.level) and self.level > 0):
             raise UserError(f"a target is a finite number above 0, not {self.level:g}")
 
+    def __str__(self) -> str:
+        return f"PSNR >= {self.level:g} dB" if self.measure == "psnr" else f"eye <= {self.level:g}"
+
     @property
     def decibels(self) -> float:
         """The level on a scale where more is better and steps are ratios."""
         return self.level if self.measure == "psnr" else -10 * math.log10(self.level)
+
+    @cached_property
+    def judge(self) -> "Judge":
+        """What tells whether pictures meet it; made once."""
+        return Judge(self.measure)
+
+    def met(self, images: Tensor, rebuilt: Tensor) -> Tensor:
+        """Which of the images [B, 3, H, W] are rebuilt well enough, bool [B]."""
+        return self.judge(images, rebuilt) >= self.decibels
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A target, and what predicts how many tokens meet it; see :class:`Predictor`."""
+
+    target: Target
+    predictor: "Predictor"
+
+    def __str__(self) -> str:
+        return f"{self.target}, predicted"
+
+
+# How many tokens of each picture: so many, the fewest that meet a target, or all.
+Budget = int | Target | Predicted | None
+
+
+def encode_within(tokenizer: Tokenizer, images: Tensor, budget: Budget = None) -> Tokens:
+    """Images [B, 3, H, W] -> their tokens within a budget; ``lengths`` where those may differ.
+
+    Raises UserError if the budget is not all and the tokenizer is not nested.
+    """
+    if isinstance(budget, Target):
+        return search(tokenizer, images, budget)
+    if isinstance(budget, Predicted):
+        return predict(tokenizer, images, budget)
+    fewer: dict[str, Any] = {} if budget is None else {"tokens": budget}
+    with evaluating(tokenizer):
+        return tokenizer.encode(images, **fewer)
+
+
+def check_budget(tokenizer: Tokenizer, budget: Budget) -> None:
+    """Raises UserError unless a tokenizer's pictures can be kept within a budget."""
+    if budget is not None:
+        tokenizer.check_tokens(budget if isinstance(budget, int) else 1)
 
 
 class Judge:
@@ -50,12 +101,34 @@ class Judge:
         self.eye = EyeDistance() if measure == "eye" else None
 
     def __call__(self, images: Tensor, rebuilt: Tensor) -> Tensor:
-        # What a file would hold: clamped and in 8 bits.
-        rebuilt = rebuilt.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
+        return self.beside(images)(rebuilt)
+
+    def beside(self, images: Tensor) -> Callable[..., Tensor]:
+        """Judges what is rebuilt of these images, which are looked at once.
+
+        The function takes rebuilt pictures [b, 3, H, W] and, if they are not all, int64 [b] which.
+        """
         if self.eye is None:
-            error = (images - rebuilt).square().mean((1, 2, 3))
-            return 10 * torch.log10(4 / error.clamp_min(1e-10))
-        return -10 * torch.log10(self.eye.to(images.device)(images, rebuilt).clamp_min(1e-10))
+            return lambda rebuilt, rows=slice(None): self._psnr(images[rows], _as_a_file(rebuilt))
+        eye = self.eye.to(images.device)
+        seen = eye.views(images)
+
+        def near(rebuilt: Tensor, rows: Any = slice(None)) -> Tensor:
+            chosen = {name: x[rows] for name, x in seen.items()}
+            distance = eye.between(chosen, eye.views(_as_a_file(rebuilt)))
+            return -10 * torch.log10(distance.clamp_min(1e-10))
+
+        return near
+
+    @staticmethod
+    def _psnr(images: Tensor, rebuilt: Tensor) -> Tensor:
+        error = (images - rebuilt).square().mean((1, 2, 3))
+        return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+def _as_a_file(rebuilt: Tensor) -> Tensor:
+    """Pictures as 8 bits hold them, in [-1, 1]."""
+    return rebuilt.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
 
 def lengths_tried(tokens: int) -> list[int]:
@@ -63,79 +136,123 @@ def lengths_tried(tokens: int) -> list[int]:
     return sorted({*(2**i for i in range(tokens.bit_length())), tokens})
 
 
-def search(
-    tokenizer: Tokenizer, images: Tensor, target: Target, judge: Judge | None = None
-) -> Tokens:
+def search(tokenizer: Tokenizer, images: Tensor, target: Target) -> Tokens:
     """Images [B, 3, H, W] -> all their tokens, with ``lengths`` [B]: the fewest that meet a target.
 
-    By bisection, log2 L decodes for the whole batch; a picture that all L tokens do not bring to
-    the target has all of them (``met`` tells). Raises UserError if the tokenizer is not nested.
+    By bisection, at most log2 L + 1 decodes of each picture. A picture that all L tokens do not
+    bring to the target has all of them, and ``met`` says so; what ``met`` says is met was decoded
+    and measured. Fewest where more tokens are never worse. Raises UserError if the tokenizer is not
+    nested.
     """
-    judge = judge or Judge(target.measure)
-    most = tokenizer.config.tokens
     tokenizer.check_tokens(1)
+    most = tokenizer.config.tokens
     with evaluating(tokenizer):
         tokens = tokenizer.encode(images)
         low = torch.ones(len(images), dtype=torch.long, device=images.device)
         high = torch.full_like(low, most)
-        while (low < high).any():
-            middle = (low + high) // 2
-            rebuilt = tokenizer.decode(tokens.latents, images.shape[-2:], middle)
-            good = judge(images, rebuilt) >= target.decibels
-            high, low = torch.where(good, middle, high), torch.where(good, low, middle + 1)
-    tokens.lengths = high
+
+        near = target.judge.beside(images)
+
+        def good(rows: Tensor, lengths: Tensor) -> Tensor:
+            latents = tokens.latents[rows, : int(lengths.max())]
+            rebuilt = tokenizer.decode(latents, images.shape[-2:], lengths)
+            return near(rebuilt, rows) >= target.decibels
+
+        while len(rows := (low < high).nonzero()[:, 0]):
+            middle = (low[rows] + high[rows]) // 2
+            enough = good(rows, middle)
+            high[rows] = torch.where(enough, middle, high[rows])
+            low[rows] = torch.where(enough, low[rows], middle + 1)
+        met = high < most
+        if len(rows := (~met).nonzero()[:, 0]):
+            met[rows] = good(rows, high[rows])
+    tokens.lengths, tokens.met = high, met
     return tokens
 
 
-def met(
-    tokenizer: Tokenizer, images: Tensor, tokens: Tokens, target: Target, judge: Judge | None = None
-) -> Tensor:
-    """Which images meet the target with the tokens they have, bool [B]."""
-    judge = judge or Judge(target.measure)
+def predict(tokenizer: Tokenizer, images: Tensor, budget: Predicted) -> Tokens:
+    """Images [B, 3, H, W] -> their tokens, with ``lengths`` [B] as a predictor tells; no decode."""
+    tokenizer.check_tokens(1)
     with evaluating(tokenizer):
-        rebuilt = tokenizer.decode(tokens.latents, images.shape[-2:], tokens.lengths)
-    return judge(images, rebuilt) >= target.decibels
+        lengths = budget.predictor.to(images.device).lengths(images, budget.target)
+        tokens = tokenizer.encode(images, tokens=int(lengths.max()))
+    tokens.lengths = lengths
+    return tokens
 
 
-class Predictor(torch.nn.Module):
-    """The quality at k = 1, 2, 4, .., L tokens, from what of a picture's spectrum they leave out.
+class Curve(nn.Module):
+    """A quadratic function of ``inputs`` numbers to ``outputs``, by ridge regression."""
 
-    By Parseval's theorem the energy that the first k x C coefficients of the cosine transform leave
-    is the error of the best linear code of that size. A tokenizer does better by an amount that
-    depends on the picture; a quadratic function of those energies, fitted on photos, predicts it.
-    """
-
+    mean: Tensor
+    std: Tensor
     weight: Tensor
-    margin: Tensor
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("std", torch.ones(inputs))
+        self.register_buffer("weight", torch.zeros((inputs + 1) * (inputs + 2) // 2, outputs))
+
+    def products(self, x: Tensor) -> Tensor:
+        """Inputs [B, n] -> 1, each of them at unit scale, and their products, [B, (n+1)(n+2)/2]."""
+        x = F.pad((x - self.mean) / self.std, (1, 0), value=1.0)
+        first, second = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
+        return x[:, first] * x[:, second]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.products(x) @ self.weight
+
+    def fit(self, x: Tensor, y: Tensor, ridge: float = 1e-3) -> None:
+        """To inputs [N, n] and outputs [N, m]."""
+        self.mean.copy_(x.mean(0))
+        self.std.copy_(x.std(0, correction=0).clamp_min(1e-6))
+        a = self.products(x).double()
+        penalty = ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+        penalty[0, 0] = 0.0
+        self.weight.copy_(torch.linalg.lstsq(a.T @ a + penalty, a.T @ y.double()).solution)
+
+
+class Predictor(nn.Module):
+    """The quality at k = 1, 2, 4, .., L tokens, from that of a linear code of as many numbers.
+
+    The first k x C coefficients of a picture's cosine transform are that code. By Parseval's
+    theorem the energy that they leave is its error, at every k; what it looks like to the eye is
+    looked at, at two k. A tokenizer does better by an amount that depends on the picture: a
+    quadratic function of those, fitted on photos. The tokenizer itself decodes nothing.
+    """
 
     def __init__(self, tokens: int, channels: int):
         super().__init__()
         self.at = lengths_tried(tokens)
+        self.looked_at = sorted({self.at[len(self.at) * part // 3] for part in (1, 2)})
         self.spectrum = Spectrum(tokens, channels)
-        inputs = len(self.at) + 1
-        features = 1 + inputs + inputs * (inputs + 1) // 2
-        self.register_buffer("weight", torch.zeros(2, features, len(self.at)))
-        self.register_buffer("margin", torch.zeros(2))
+        energies, levels = len(self.at) + 1, len(self.at)
+        self.psnr = Curve(energies, levels)
+        self.eye = Curve(energies + len(self.looked_at), levels)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> [B, F]: 1, the energies left in dB, and their products."""
-        coefficients = self.spectrum(images) * self.spectrum.scale.view(1, *self.shape)
+    def inputs(self, images: Tensor, near: Callable[..., Tensor] | None = None) -> Tensor:
+        """Images [B, 3, H, W] -> energies left in dB, [B, n]; with the eye's ``Judge.beside`` what
+        that says of linear codes too."""
+        coefficients = self.spectrum(images)
+        energy = (coefficients * self.spectrum.scale.view(coefficients.shape[1:])).square().sum(-1)
         whole = images.square().mean((2, 3)).sum(1)
-        held = coefficients.square().sum(-1).cumsum(1)
-        left = [whole, *(whole - held[:, k - 1] for k in self.at)]
-        x = torch.log10(torch.stack(left, dim=1).clamp_min(1e-6))
-        pairs = torch.triu_indices(x.shape[1], x.shape[1])
-        return torch.cat([torch.ones_like(x[:, :1]), x, x[:, pairs[0]] * x[:, pairs[1]]], dim=1)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.spectrum.tokens, self.spectrum.channels
+        held = energy.cumsum(1)
+        left = torch.stack([whole, *(whole - held[:, k - 1] for k in self.at)], dim=1)
+        found = 10 * torch.log10(left.clamp_min(1e-6))
+        if near is None:
+            return found
+        codes = [
+            self.spectrum.inverse(coefficients[:, :k], *images.shape[-2:]) for k in self.looked_at
+        ]
+        return torch.cat([found, torch.stack([near(code) for code in codes], dim=1)], dim=1)
 
     def lengths(self, images: Tensor, target: Target) -> Tensor:
         """How many tokens each image needs, int64 [B], without a decode."""
-        which = 0 if target.measure == "psnr" else 1
-        curve = self.features(images) @ self.weight[which]
-        return self.crossing(curve, target.decibels + self.margin[which])
+        if target.measure == "psnr":
+            curve = self.psnr(self.inputs(images))
+        else:
+            curve = self.eye(self.inputs(images, target.judge.beside(images)))
+        return self.crossing(curve, target.decibels)
 
     def crossing(self, curve: Tensor, level: Tensor | float) -> Tensor:
         """Where curves [B, len(at)] reach a level, linear between in log k; all tokens if never."""
@@ -149,23 +266,26 @@ class Predictor(torch.nn.Module):
         return torch.where(short == 0, 1, k.ceil().long()).clamp(1, self.at[-1])
 
     @torch.no_grad()
-    def fit(self, tokenizer: Tokenizer, pictures: Pictures, batch: int = BATCH) -> None:
-        """Learn a tokenizer's curves on photos; some hundred are enough."""
-        judges = [Judge("psnr"), Judge("eye")]
-        features: list[Tensor] = []
+    def fit(self, tokenizer: Tokenizer, pictures: Iterable[Tensor]) -> None:
+        """Learn a tokenizer's curves on batches of photos [B, 3, H, W]; some hundred are enough."""
+        measures = [(Judge("psnr"), self.psnr), (Judge("eye"), self.eye)]
+        inputs: list[list[Tensor]] = [[], []]
         curves: list[list[Tensor]] = [[], []]
         with evaluating(tokenizer):
-            for images in batches(pictures, size_of(tokenizer), batch):
+            for images in pictures:
+                images = images.to(tokenizer.device)
                 latents = tokenizer.encode(images).latents
-                features.append(self.features(images))
-                rebuilt = [tokenizer.decode(latents[:, :k], images.shape[-2:]) for k in self.at]
-                for curve, judge in zip(curves, judges, strict=True):
-                    curve.append(torch.stack([judge(images, x) for x in rebuilt], dim=1))
-        x = torch.cat(features).double()
-        ridge = 1e-4 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
-        for i, curve in enumerate(curves):
-            y = torch.cat(curve).double()
-            self.weight[i] = torch.linalg.solve(x.T @ x + ridge, x.T @ y).float()
+                near = [judge.beside(images) for judge, _ in measures]
+                inputs[0].append(self.inputs(images))
+                inputs[1].append(self.inputs(images, near[1]))
+                found = []
+                for k in self.at:
+                    rebuilt = tokenizer.decode(latents[:, :k], images.shape[-2:])
+                    found.append(torch.stack([each(rebuilt) for each in near]))
+                for curve, part in zip(curves, torch.stack(found, dim=2), strict=True):
+                    curve.append(part)
+        for (_, learned), x, y in zip(measures, inputs, curves, strict=True):
+            learned.fit(torch.cat(x), torch.cat(y))
 
     def save(self, directory: str | Path) -> None:
         """Write it beside its tokenizer."""

@@ -7,6 +7,11 @@
 
 The latents are normalised (``Tokenizer.normalize``): what generators learn and draw. They are kept
 in float32, so that decoding a token file gives what ``reconstruct`` gives.
+
+Where each photo has the fewest tokens that meet a target, its tokens follow those of the photo
+before, latents [sum of lengths, C] with lengths int64 [n], and met bool [n] if they were searched
+for. Of photos encoded by tiles a file holds one, its tiles in place of n photos, and size
+int64 [2], its height and width in pixels.
 """
 
 import dataclasses
@@ -33,7 +38,7 @@ from softvq.coding import (
     SKIPPED,
     check_size,
     decode,
-    encode_all,
+    encode,
     size_of,
     skipped_lines,
 )
@@ -42,6 +47,9 @@ from softvq.errors import UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.io import load_tensors, locked, save_tensors, sweep, write_atomically
 from softvq.outputs import LOCK, check_folder, claimed, refuse_overlap
+from softvq.quality import Budget, Predicted, Target, check_budget, lengths_tried
+from softvq.tiles import TiledTokens, Tiling, decode_tiles, encode_tiles, levels_of
+from softvq.tokenizer.bottleneck import Tokens
 from softvq.tokenizer.model import Tokenizer
 
 INDEX = "index.json"
@@ -56,7 +64,9 @@ class TokenIndex:
     tokenizer   ``fingerprint`` of the one that made them
     photos      ``Store.fingerprint`` of what was encoded; None for drawn tokens
     views, flip, seed, batch    see ``write_tokens``
-    tokens, channels, height, width    L and C of the latents; pixels of the pictures
+    tokens, channels, height, width    L and C of the latents; pixels of the pictures or tiles
+    target      what a photo's number of tokens is the fewest for; None where each has all L
+    overlap     of tiles, in pixels; None where photos were encoded whole
     classes     names of the labels, none if unconditional
     count       entries: pictures times views.  shards: file name -> entries in it
     skipped     photos that could not be decoded: {"path": .., "reason": ..}
@@ -77,6 +87,8 @@ class TokenIndex:
     shards: dict[str, int]
     skipped: list[dict[str, str]] = field(default_factory=list)
     batch: int = BATCH
+    target: str | None = None
+    overlap: int | None = None
     drawn_with: dict[str, Any] | None = None
 
     @classmethod
@@ -106,22 +118,40 @@ class TokenIndex:
         for name in ("tokens", "channels", "height", "width", "views", "batch"):
             value = getattr(self, name)
             if type(value) is not int or not 0 < value <= LARGEST:
-                return f"{name} is {str(value)[:20]}, not 1 to {LARGEST}"
+                return f"{name} is {_short(value)}, not 1 to {LARGEST}"
+        if self.target is not None and not isinstance(self.target, str):
+            return "target is no text"
         if not isinstance(self.classes, list) or not all(isinstance(x, str) for x in self.classes):
             return "classes is no list of names"
         if not isinstance(self.shards, dict) or not self.shards:
             return "shards names no file"
         for name, count in self.shards.items():
             if not SHARD.fullmatch(name) or type(count) is not int or count < 1:
-                return f"shards has {name!r}: {str(count)[:20]}"
+                return f"shards has {name!r}: {_short(count)}"
+        if self.overlap is not None:
+            if type(self.overlap) is not int or not 0 <= self.overlap < min(
+                self.height, self.width
+            ):
+                return f"overlap is {_short(self.overlap)}"
+            if self.views != 1 or set(self.shards.values()) != {1}:
+                return "a file of tiles holds one photo"
         if self.count != sum(self.shards.values()):
             return "count is not the sum of the shards"
         return "" if isinstance(self.skipped, list) else "skipped is no list"
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles that photos were cut into."""
+        return None if self.overlap is None else Tiling((self.height, self.width), self.overlap)
 
     def write(self, directory: Path) -> None:
         """Write index.json, without what there is not."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         write_atomically(directory / INDEX, json.dumps(values, indent=2) + "\n")
+
+
+def _short(value: object) -> str:
+    return " ".join(str(value)[:20].split())
 
 
 @dataclass
@@ -130,6 +160,8 @@ class TokenSet:
 
     ``latents`` normalised, float32 [N, L, C]; ``labels`` int64 [N], indices into ``classes`` (all 0
     if there are none); ``names`` the photos' relative paths, each as often as it has views.
+    ``lengths`` int64 [N]: how many of the L tokens each photo has, behind which latents are 0; None
+    where all have L.
     """
 
     latents: Tensor
@@ -137,6 +169,7 @@ class TokenSet:
     names: list[str]
     classes: list[str]
     index: TokenIndex
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -152,11 +185,13 @@ def write_tokens(
     shard_size: int = 4096,
     progress: bool = True,
     batch: int = BATCH,
-    keep: int | None = None,
+    keep: Budget = None,
+    tiling: Tiling | None = None,
 ) -> int:
     """Encode every photo ``views`` times into ``directory``; the tokenizer stays where it is.
 
-    ``keep``: the first so many tokens, of a nested tokenizer; None for all.
+    ``keep``: how many tokens of each, of a nested tokenizer; see :mod:`softvq.coding`. With a
+    ``tiling`` the photos are read again and encoded at their own size by tiles, once each.
 
     All photos come once as they are, then all once more for each further view: mirrored, then as
     random crops, mirrored at random. Without ``flip`` nothing is mirrored, and every view but the
@@ -170,9 +205,13 @@ def write_tokens(
     """
     directory = Path(directory)
     config = tokenizer.config
-    if keep is not None:
-        tokenizer.check_tokens(keep)
+    check_budget(tokenizer, keep)
+    if tiling is not None:
+        shard_size = 1
+        if views > 1 or photos.root is None:
+            raise UserError("tiles are of photos in files, each once")
     pictures = Views(photos, views, flip, seed)
+    height, width = photos.size if tiling is None else tiling.size
     index = TokenIndex(
         tokenizer=fingerprint(tokenizer),
         photos=photos.fingerprint,
@@ -180,10 +219,12 @@ def write_tokens(
         flip=flip,
         seed=seed,
         batch=batch,
-        tokens=keep or config.tokens,
+        tokens=keep if isinstance(keep, int) else config.tokens,
         channels=config.channels,
-        height=photos.size[0],
-        width=photos.size[1],
+        height=height,
+        width=width,
+        target=str(keep) if isinstance(keep, Target | Predicted) else None,
+        overlap=tiling.overlap if tiling else None,
         classes=photos.classes,
         count=len(pictures),
         shards=_shards(len(pictures), shard_size),
@@ -198,9 +239,13 @@ def write_tokens(
         disable=not (progress and todo),
     ) as bar:  # fmt: skip
         for name, entries in todo.items():
-            latents = _encode(tokenizer, pictures, entries, bar, batch, keep)
             rows = [entry % len(photos) for entry in entries]
-            tensors = {"latents": latents, "labels": torch.from_numpy(label[photos.labels[rows]])}
+            if tiling is None:
+                tensors = _encode(tokenizer, pictures, entries, bar, batch, keep)
+            else:
+                tensors = _encode_tiled(tokenizer, photos, rows[0], tiling, keep)
+                bar.update()
+            tensors["labels"] = torch.from_numpy(label[photos.labels[rows]])
             if views == 1:
                 digests = [photo_digest(photos, row) for row in rows]
                 tensors["photos"] = torch.tensor(digests, dtype=torch.int64)
@@ -337,63 +382,161 @@ def _encode(
     entries: Sequence[int],
     bar: tqdm,
     batch: int,
-    keep: int | None,
-) -> Tensor:
-    """Normalised latents [n, k, C] of the entries."""
+    keep: Budget,
+) -> dict[str, Tensor]:
+    """What a file holds of the entries' tokens."""
 
     def pictures() -> Iterator[Tensor]:
         for entry in entries:
             yield views[entry]
             bar.update()
 
-    return encode_all(tokenizer, pictures(), batch, keep)
+    return _stored(tokenizer, list(encode(tokenizer, pictures(), batch, keep)))
+
+
+def _encode_tiled(
+    tokenizer: Tokenizer, photos: Store, row: int, tiling: Tiling, keep: Budget
+) -> dict[str, Tensor]:
+    """What a file holds of one photo's tiles."""
+    assert photos.root is not None
+    try:
+        pixels = np.array(images.load(photos.root / photos.names[row]))
+    except images.BadImage as error:  # it was good a moment ago
+        raise UserError(str(error)) from None
+    image = torch.from_numpy(pixels).movedim(-1, 0)
+    tiled = encode_tiles(tokenizer, image, keep, tiling)
+    found = Tokens(tiled.latents.to(tokenizer.device), lengths=tiled.lengths, met=tiled.met)
+    return _stored(tokenizer, [found]) | {"size": torch.tensor(tiled.size)}
+
+
+def _stored(tokenizer: Tokenizer, found: list[Tokens]) -> dict[str, Tensor]:
+    """Batches of tokens as a file holds them."""
+    parts: dict[str, list[Tensor]] = {}
+    for tokens in found:
+        latents = tokenizer.normalize(tokens.latents).float()
+        if tokens.lengths is not None:
+            lengths = tokens.lengths.to(latents.device)
+            present = torch.arange(latents.shape[1], device=latents.device) < lengths[:, None]
+            latents = latents[present]
+            parts.setdefault("lengths", []).append(lengths)
+        if tokens.met is not None:
+            parts.setdefault("met", []).append(tokens.met)
+        parts.setdefault("latents", []).append(latents)
+    return {name: torch.cat(some).cpu() for name, some in parts.items()}
 
 
 def read_tokens(directory: str | Path, tokenizer: str | None = None) -> TokenSet:
     """Read a folder of tokens whole. ``tokenizer``: the ``fingerprint`` they must come from.
 
-    Raises UserError if the folder holds no tokens, is incomplete or damaged, or if its tokens
-    were made by another tokenizer.
+    Raises UserError if the folder holds no tokens, is incomplete or damaged, if its tokens were
+    made by another tokenizer, and if they are of tiles, which only :func:`read_tiles` reads.
     """
     directory = Path(directory)
-    index = TokenIndex.read(directory)
-    if tokenizer is not None and index.tokenizer != tokenizer:
-        raise UserError(f"{directory}: tokens of another tokenizer; give the one that made them")
-    latents, labels, names = [], [], []
-    for name in index.shards:
-        some = _read_shard(directory / name, index)
-        latents.append(some[0])
-        labels.append(some[1])
-        names += some[2]
+    index = _index(directory, tokenizer)
+    if index.tiling is not None:
+        raise UserError(
+            f"{directory}: tokens of tiles, as many as each photo has; only `softvq decode --out` "
+            "reads them: encode without --tile"
+        )
+    shards = [_read_shard(directory / name, index) for name in index.shards]
+    names = [name for shard in shards for name in shard.names]
     often = Counter(names)
     if wrong := [name for name, times in often.items() if times != index.views]:
         raise UserError(
             f"{directory}: has {often[wrong[0]]} entries of {wrong[0]!r} and should have "
             f"{index.views}; encode again into a new folder"
         )
-    return TokenSet(torch.cat(latents), torch.cat(labels), names, index.classes, index)
+    lengths = [shard.lengths for shard in shards if shard.lengths is not None]
+    return TokenSet(
+        torch.cat([shard.latents for shard in shards]),
+        torch.cat([shard.labels for shard in shards]),
+        names,
+        index.classes,
+        index,
+        torch.cat(lengths) if lengths else None,
+    )
 
 
-def _read_shard(path: Path, index: TokenIndex) -> tuple[Tensor, Tensor, list[str]]:
-    """Latents, labels and names of a file, which are what the index says. Raises UserError."""
-    count = index.shards[path.name]
-    wanted = {
-        "latents": ("F32", [count, index.tokens, index.channels]),
-        "labels": ("I64", [count]),
-    }
+def read_tiles(directory: str | Path, tokenizer: str) -> Iterator[tuple[str, TiledTokens]]:
+    """Names and tokens, normalised, of photos that were encoded by tiles, one at a time.
+
+    Raises UserError as :func:`read_tokens` does.
+    """
+    directory = Path(directory)
+    index = _index(directory, tokenizer)
+    assert index.tiling is not None
+    for name in index.shards:
+        shard = _read_shard(directory / name, index)
+        assert shard.size is not None
+        yield shard.names[0], TiledTokens(shard.latents, index.tiling, shard.size, shard.lengths)
+
+
+def _index(directory: Path, tokenizer: str | None) -> TokenIndex:
+    index = TokenIndex.read(directory)
+    if tokenizer is not None and index.tokenizer != tokenizer:
+        raise UserError(f"{directory}: tokens of another tokenizer; give the one that made them")
+    return index
+
+
+@dataclass
+class Shard:
+    """What a file holds: latents [n, L, C], labels [n], names; n tiles and one photo if tiled.
+
+    ``lengths`` [n] and ``met`` [n] where tokens meet a target; ``size`` (H, W) of a tiled photo.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    names: list[str]
+    lengths: Tensor | None = None
+    met: Tensor | None = None
+    size: tuple[int, int] | None = None
+
+
+def _read_shard(path: Path, index: TokenIndex, latents: bool = True) -> Shard:
+    """A file's content, which is what the index says; without ``latents`` all but those, [0, L, C].
+
+    Raises UserError.
+    """
+    photos = count = index.shards[path.name]
     try:
         with safe_open(path, "pt") as file:
-            # In the header, before memory is taken.
-            for name, what in wanted.items():
+
+            def check(name: str, kind: str, shape: list[int]) -> None:
+                # In the header, before memory is taken.
                 found = file.get_slice(name)
-                if (found.get_dtype(), list(found.get_shape())) != what:
+                if (found.get_dtype(), list(found.get_shape())) != (kind, shape):
                     raise UserError(
                         f"{path}: {name} are {found.get_dtype()} {list(found.get_shape())}, not "
-                        f"{what[0]} {what[1]} as {INDEX} says: it does not hold {count} photos; "
+                        f"{kind} {shape} as {INDEX} says: it does not hold {photos} photos; "
                         "encode again"
                     )
-            latents, labels = file.get_tensor("latents"), file.get_tensor("labels")
-            names = _listed(file.metadata())
+
+            def read(name: str, kind: str, shape: list[int]) -> Tensor:
+                check(name, kind, shape)
+                return file.get_tensor(name)
+
+            shard = Shard(
+                torch.empty(0, index.tokens, index.channels),
+                read("labels", "I64", [photos]),
+                _listed(file.metadata()) or [],
+            )
+            if index.tiling is not None:
+                height, width = read("size", "I64", [2]).tolist()
+                if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+                    raise UserError(f"{path}: a photo of {height} x {width} pixels; encode again")
+                shard.size, count = (height, width), index.tiling.count(height, width)
+            shape = [count, index.tokens, index.channels]
+            if index.target is not None:
+                shard.lengths = read("lengths", "I64", [count])
+                if shard.lengths.min() < 1 or shard.lengths.max() > index.tokens:
+                    raise UserError(f"{path}: lengths are not 1 to {index.tokens}; encode again")
+                shape = [int(shard.lengths.sum()), index.channels]
+                if "met" in file.keys():
+                    shard.met = read("met", "BOOL", [count])
+            check("latents", "F32", shape)
+            if latents:
+                shard.latents = _padded(file.get_tensor("latents"), shard.lengths, index.tokens)
     except FileNotFoundError:
         raise UserError(
             f"{path.parent}: {path.name} is missing; repeat the command that encodes, and it "
@@ -401,18 +544,76 @@ def _read_shard(path: Path, index: TokenIndex) -> tuple[Tensor, Tensor, list[str
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable token file ({error})") from None
-    if names is None or len(names) != count:
-        found = "no list of names" if names is None else f"{len(names)} names"
-        raise UserError(f"{path}: {found} for {count} photos; encode again into a new folder")
+    if len(shard.names) != photos:
+        found = f"{len(shard.names)} names" if shard.names else "no list of names"
+        raise UserError(f"{path}: {found} for {photos} photos; encode again into a new folder")
     try:
-        images.png_paths(names, path.parent)
+        images.png_paths(shard.names, path.parent)
     except UserError as error:
         raise UserError(f"{path}: {error}, and encode again") from None
-    if not latents.isfinite().all():
+    if not shard.latents.isfinite().all():
         raise UserError(f"{path}: holds values that are not finite; encode again")
-    if labels.min() < 0 or labels.max() >= max(1, len(index.classes)):
+    if shard.labels.min() < 0 or shard.labels.max() >= max(1, len(index.classes)):
         raise UserError(f"{path}: labels are not of the {len(index.classes)} classes; encode again")
-    return latents, labels, names
+    return shard
+
+
+def _padded(latents: Tensor, lengths: Tensor | None, tokens: int) -> Tensor:
+    """[sum of lengths, C] -> [n, L, C], 0 behind each length; as it is without lengths."""
+    if lengths is None:
+        return latents
+    whole = latents.new_zeros(len(lengths), tokens, latents.shape[1])
+    whole[torch.arange(tokens) < lengths[:, None]] = latents
+    return whole
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens the photos, or the tiles of photos, of a folder have.
+
+    fewest, most, mean: over all ``count`` of them.  histogram: (k, how many have at most k and more
+    than the k before), k = 1, 2, 4, ...  unmet: how many miss the target with all tokens; None if
+    it is not known.
+    """
+
+    count: int
+    fewest: int
+    most: int
+    mean: float
+    histogram: tuple[tuple[int, int], ...]
+    unmet: int | None
+
+    def __str__(self) -> str:
+        bounds = [0, *(k for k, _ in self.histogram)]
+        parts = [
+            f"{low + 1}{f'-{high}' if high > low + 1 else ''}: {n:,}"
+            for low, (high, n) in zip(bounds, self.histogram, strict=False)
+            if n
+        ]
+        return f"{self.fewest} to {self.most}, mean {self.mean:.1f} ({', '.join(parts)})"
+
+
+def lengths_of(directory: str | Path) -> Lengths | None:
+    """The lengths in the files of a folder that are there; None where all photos have as many.
+
+    Raises UserError for a folder of no tokens, or damaged ones. Latents are not read.
+    """
+    directory = Path(directory)
+    index = TokenIndex.read(directory)
+    if index.target is None:
+        return None
+    there = [directory / name for name in index.shards if (directory / name).is_file()]
+    shards = [_read_shard(path, index, latents=False) for path in there]
+    if not shards:
+        return None
+    lengths = torch.cat([shard.lengths for shard in shards if shard.lengths is not None])
+    met = [shard.met for shard in shards if shard.met is not None]
+    at = torch.tensor(lengths_tried(index.tokens))
+    counts = torch.bincount(torch.searchsorted(at, lengths), minlength=len(at)).tolist()
+    return Lengths(
+        len(lengths), int(lengths.min()), int(lengths.max()), float(lengths.double().mean()),
+        tuple(zip(at.tolist(), counts, strict=True)), int((~torch.cat(met)).sum()) if met else None,
+    )  # fmt: skip
 
 
 def shard_name(i: int) -> str:
@@ -446,19 +647,19 @@ def encode_folder(
     batch: int = BATCH,
     progress: bool = True,
     found: Callable[[Store], None] = lambda photos: None,
-    keep: int | None = None,
-) -> tuple[TokenSet, int]:
-    """Encode photos into a folder of tokens; returns all its tokens, and how many are new.
+    keep: Budget = None,
+    tiling: Tiling | None = None,
+) -> tuple[TokenIndex, int]:
+    """Encode photos into a folder of tokens; returns what it holds, and how many photos are new.
 
     Repeated after an interruption it goes on; repeated when photos were added it encodes those.
     What cannot be decoded is listed in ``out``/skipped.jsonl; ``found`` is told of the photos.
-    Raises UserError where
-    ``write_tokens`` does, and if photos and tokens would lie in one folder.
+    ``keep`` and ``tiling`` as for :func:`write_tokens`. Raises UserError where that does, and if
+    photos and tokens would lie in one folder.
     """
     out = Path(out)
     refuse_overlap(data, out)
-    if keep is not None:
-        tokenizer.check_tokens(keep)
+    check_budget(tokenizer, keep)
     check_folder(out, INDEX)
     new = not out.exists()
     try:
@@ -467,14 +668,14 @@ def encode_folder(
             with temporary_store(data, split, size_of(tokenizer), out) as photos:
                 found(photos)
                 encoded = write_tokens(
-                    out, tokenizer, photos, progress=progress, batch=batch, keep=keep
+                    out, tokenizer, photos, progress=progress, batch=batch, keep=keep, tiling=tiling
                 )
                 if photos.skipped:
                     write_atomically(out / SKIPPED, skipped_lines(photos.skipped))
     finally:
         if new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
-    return read_tokens(out), encoded
+    return TokenIndex.read(out), encoded
 
 
 def decode_folder(
@@ -490,18 +691,36 @@ def decode_folder(
     Further views of a photo are numbered: a.png, a-2.png. Raises UserError for tokens of another
     tokenizer, and where ``softvq.outputs.claimed`` does.
     """
-    tokens = read_tokens(directory, fingerprint(tokenizer))
-    size = (tokens.index.height, tokens.index.width)
-    check_size(tokenizer, size)
+    index = _index(Path(directory), fingerprint(tokenizer))
+    check_size(tokenizer, (index.height, index.width))
+    if index.tiling is None:
+        tokens = read_tokens(directory)
+        size = (index.height, index.width)
+        names, pictures = tokens.names, _decoded(tokenizer, tokens, size, batch)
+    else:
+        shards = [Path(directory, name) for name in index.shards]
+        names = [_read_shard(path, index, latents=False).names[0] for path in shards]
+        pictures = _decoded_tiles(tokenizer, directory)
     settings = {"tokens": str(Path(directory).resolve()), "tokenizer": digest(tokenizer)}
-    names = [path.as_posix() for path in images.png_paths(tokens.names, "")]
+    files = [path.as_posix() for path in images.png_paths(names, "")]
     with (
         claimed(out, "decode", settings, overwrite) as output,
-        tqdm(total=len(names), desc="decoding", unit="img", disable=not progress) as bar,
+        tqdm(total=len(files), desc="decoding", unit="img", disable=not progress) as bar,
     ):
-        paths = iter(output.expect(names))
-        for pictures in decode(tokenizer, tokens.latents, size, batch):
-            for picture in pictures:
-                images.save_png(Image.fromarray(picture), next(paths))
-            bar.update(len(pictures))
-    return len(names)
+        for path, picture in zip(output.expect(files), pictures, strict=True):
+            images.save_png(Image.fromarray(picture), path)
+            bar.update()
+    return len(files)
+
+
+def _decoded(
+    tokenizer: Tokenizer, tokens: TokenSet, size: tuple[int, int], batch: int
+) -> Iterator[np.ndarray]:
+    for pictures in decode(tokenizer, tokens.latents, size, batch, tokens.lengths):
+        yield from pictures
+
+
+def _decoded_tiles(tokenizer: Tokenizer, directory: str | Path) -> Iterator[np.ndarray]:
+    for _, tiled in read_tiles(directory, fingerprint(tokenizer)):
+        latents = tokenizer.denormalize(tiled.latents.to(tokenizer.device))
+        yield levels_of(decode_tiles(tokenizer, dataclasses.replace(tiled, latents=latents)))

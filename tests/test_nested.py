@@ -13,7 +13,7 @@ from softvq.images import to_pil
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.objective import ObjectiveConfig
 from softvq.tokenizer.spectral import Spectrum, spectrum_order
-from softvq.tokens import decode_folder, encode_folder
+from softvq.tokens import decode_folder, encode_folder, read_tokens
 from softvq.train.tokenizer import prefixes
 
 PAIRS = {
@@ -179,8 +179,9 @@ def test_a_prefix_is_encoded_and_decoded_as_a_whole_set_is(tmp_path):
     folder.mkdir()
     for i, picture in enumerate(to_pil(photos(3, 64, 64))):
         picture.save(folder / f"{i}.png")
-    kept, _ = encode_folder(tokenizer, folder, tmp_path / "tokens", progress=False, keep=3)
-    every, _ = encode_folder(tokenizer, folder, tmp_path / "all", progress=False)
+    encode_folder(tokenizer, folder, tmp_path / "tokens", progress=False, keep=3)
+    encode_folder(tokenizer, folder, tmp_path / "all", progress=False)
+    kept, every = (read_tokens(tmp_path / name) for name in ("tokens", "all"))
     assert kept.latents.shape == (3, 3, 16)
     torch.testing.assert_close(kept.latents, every.latents[:, :3], atol=1e-5, rtol=1e-5)
     decode_folder(tokenizer, tmp_path / "tokens", tmp_path / "out", progress=False)

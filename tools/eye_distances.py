@@ -33,7 +33,9 @@ def main() -> None:
         small = photo.resize(THUMBNAIL, images.RESAMPLE).resize(SIZE, images.RESAMPLE)
         pair = [images.to_tensor(np.asarray(x)[None]) for x in (photo, small)]
         with torch.no_grad():
-            found.append(torch.stack([d[0] for d in distance.stages(*pair).values()]))
+            found.append(
+                torch.stack([d[0] for d in distance.stages(*map(distance.views, pair)).values()])
+            )
     values = torch.stack(found)
     error = values.std(0) / len(values) ** 0.5
     for name, mean, by in zip(TYPICAL, values.mean(0).tolist(), error.tolist(), strict=True):

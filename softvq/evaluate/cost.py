@@ -140,8 +140,24 @@ def count(model: nn.Module, *inputs: Tensor) -> Cost:
 # ---- our models ----
 
 
-def tokenizer_cost(tokenizer: TokenizerConfig | Tokenizer) -> dict[str, Cost]:
+class _Encoder(nn.Module):
+    """Up to the bottleneck: the first ``tokens`` of a nested tokenizer; None for all."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: int | None):
+        super().__init__()
+        self.encoder, self.to_latent = tokenizer.encoder, tokenizer.to_latent
+        self.fewer = {} if tokens is None else {"tokens": tokens}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.to_latent(self.encoder(images, **self.fewer))
+
+
+def tokenizer_cost(
+    tokenizer: TokenizerConfig | Tokenizer, tokens: int | None = None
+) -> dict[str, Cost]:
     """Cost of ``encoder``, ``bottleneck`` and ``decoder`` for one image of the config's size.
+
+    ``tokens``: of the first so many tokens alone, if it is nested; None for all. UserError.
 
     Given a config, the tokenizer is built without memory; one of diffusers is given itself.
     The encoder is ``Tokenizer.encode`` up to the bottleneck, without it; encoder and bottleneck
@@ -151,12 +167,14 @@ def tokenizer_cost(tokenizer: TokenizerConfig | Tokenizer) -> dict[str, Cost]:
         if isinstance(tokenizer, TokenizerConfig):
             tokenizer = Tokenizer(tokenizer).eval()
         config = tokenizer.config
+        if tokens is not None:
+            tokenizer.check_tokens(tokens)
         image = torch.empty(1, 3, config.height, config.width)
-        latents = torch.empty(1, config.tokens, config.channels)
-        features = torch.empty(1, config.tokens, tokenizer.bottleneck.features)
+        latents = torch.empty(1, tokens or config.tokens, config.channels)
+        features = torch.empty(1, tokens or config.tokens, tokenizer.bottleneck.features)
     decode = count(_Method(tokenizer, "decode"), latents)
     return {
-        "encoder": count(nn.Sequential(tokenizer.encoder, tokenizer.to_latent), image),
+        "encoder": count(_Encoder(tokenizer, tokens), image),
         "bottleneck": count(tokenizer.bottleneck, features),
         "decoder": replace(
             decode, parameters=_parameters(tokenizer.from_latent, tokenizer.decoder)

@@ -45,7 +45,7 @@ def figures(system: System, steps: int, guidance: float) -> dict[str, Any]:
     those asked for as the generator can make.
     """
     shape, generator = system.shape, system.generator
-    coding = tokenizer_cost(system.tokenizer)
+    coding = tokenizer_cost(system.tokenizer, system.tokens)
     drawing = generator_cost(generator, steps, guidance)
     network, decoder = drawing["image"], coding["decoder"]
     image = Cost(
@@ -108,11 +108,14 @@ def measure(
         loss.backward()
         model.zero_grad()
 
+    encode = partial(tokenizer.encode, pixels)
+    if system.tokens is not None:
+        encode = partial(encode, tokens=system.tokens)
     with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
         with torch.inference_mode():
-            latents = tokenizer.encode(pixels).latents
+            latents = encode().latents
             rates = {
-                "encode": throughput(lambda: tokenizer.encode(pixels), batch),
+                "encode": throughput(encode, batch),
                 "decode": throughput(lambda: tokenizer.decode(latents), batch),
             }
         rates["generate"] = throughput(lambda: pipeline(*drawn, **options), batch)

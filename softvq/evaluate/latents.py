@@ -15,6 +15,7 @@ from softvq.evaluate.pixels import psnr_per_image
 from softvq.evaluate.statistics import as_features
 from softvq.images import to_uint8
 from softvq.io import check_finite
+from softvq.quality import Budget, encode_within
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.bottleneck import codebook_stats
 
@@ -65,6 +66,10 @@ def linear_probe(latents: Array, labels: Array, c: float = 1.0) -> LinearProbe:
     # Centred columns are the same problem with another bias, and a far better conditioned one.
     centre = x.mean(0)
     x = x - centre
+    # The optimum lies in the span of the rows: where there are fewer rows than columns, it is
+    # sought in that many coordinates.
+    axes = torch.linalg.qr(x.T).Q if x.shape[0] < x.shape[1] else torch.eye(x.shape[1]).to(x)
+    x = x @ axes
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -84,7 +89,7 @@ def linear_probe(latents: Array, labels: Array, c: float = 1.0) -> LinearProbe:
         return loss
 
     optimizer.step(objective)
-    w = weight.detach()
+    w = weight.detach() @ axes.T
     b = bias.detach() - w @ centre
     return LinearProbe(w, b - b.mean())
 
@@ -132,22 +137,33 @@ def codebook_use(indices: Array, codewords: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def token_contributions(tokenizer: Tokenizer, pictures: Tensor, batch: int = 64) -> list[float]:
+def token_contributions(
+    tokenizer: Tokenizer, pictures: Tensor, tokens: Budget = None, batch: int = 64
+) -> list[float]:
     """What each of the L tokens is worth: dB of PSNR lost when it is replaced by its mean, [L].
 
     pictures [N, 3, H, W] in [-1, 1]; the mean is over these pictures, as is the loss. Tokens lean
-    on each other, so the losses do not add up. Costs L + 1 decodings of every picture.
+    on each other, so the losses do not add up. Costs L + 1 decodings of every picture. ``tokens``:
+    how many of each picture, of a nested tokenizer; those that it lacks are worth nothing.
     """
     device = next(tokenizer.parameters()).device
     parts = pictures.split(batch)
-    latents = [tokenizer.encode(some.to(device)).latents for some in parts]
+    found = [encode_within(tokenizer, some.to(device), tokens) for some in parts]
+    most = max(each.latents.shape[1] for each in found)
+    latents = [F.pad(each.latents, (0, 0, 0, most - each.latents.shape[1])) for each in found]
     mean = torch.cat(latents).mean(dim=0)
     lost = torch.zeros(mean.shape[0], dtype=torch.float64)
-    for some, z in zip(parts, latents, strict=True):
+    for some, z, each in zip(parts, latents, found, strict=True):
         originals, size = to_uint8(some), (some.shape[2], some.shape[3])
+        fewer = {} if each.lengths is None else {"lengths": each.lengths}
 
-        def quality(z: Tensor, originals: np.ndarray = originals, size: tuple = size) -> float:
-            rebuilt = check_finite(tokenizer.decode(z, size), "the decoder")
+        def quality(
+            z: Tensor,
+            originals: np.ndarray = originals,
+            size: tuple = size,
+            fewer: dict[str, Tensor] = fewer,
+        ) -> float:
+            rebuilt = check_finite(tokenizer.decode(z, size, **fewer), "the decoder")
             return psnr_per_image(originals, to_uint8(rebuilt)).sum()
 
         whole = quality(z)

@@ -5,7 +5,7 @@ DiT-XL/2 on the autoencoder of Stable Diffusion (Peebles & Xie 2022), which ever
 against. What they cost is counted in :mod:`softvq.evaluate.figures`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,19 @@ CLASSES = 1000  # of a generator whose data are not known; a label costs an addi
 
 @dataclass(frozen=True)
 class System:
-    """``generator`` draws tokens of ``tokenizer``, whose size and tokens are in ``shape``."""
+    """``generator`` draws tokens of ``tokenizer``, whose size and tokens are in ``shape``.
+
+    ``tokens``: the first so many of a nested tokenizer's; None for all.
+    """
 
     name: str
     tokenizer: TokenizerConfig | DiffusersTokenizer
     generator: GeneratorConfig
+    tokens: int | None = None
 
     @property
     def shape(self) -> Any:
-        return _shape(self.tokenizer)
+        return _shape(self.tokenizer, self.tokens)
 
 
 def dit_xl_2(pixels: int) -> System:
@@ -63,17 +67,26 @@ BASELINES = {f"dit-xl-2-{pixels}": pixels for pixels in (256, 512)}
 
 
 def open_system(
-    name: str, generator: str | None = None, size: tuple[int, int] | None = None
+    name: str,
+    generator: str | None = None,
+    size: tuple[int, int] | None = None,
+    tokens: int | None = None,
 ) -> System:
     """The system of a tokenizer's or generator's recipe or directory, of a pipeline, a baseline.
 
     A tokenizer alone is paired with ``generator``, a recipe or directory, or with SiT-XL/1, as
     published. ``size``: height and width in pixels for an autoencoder of diffusers, None for its
-    ``sample_size``. Of others only the configuration is read. Raises UserError.
+    ``sample_size``. Of others only the configuration is read. ``tokens``: the first so many of a
+    nested tokenizer's; None for all. Raises UserError.
     """
     if name in BASELINES:
         return dit_xl_2(BASELINES[name])
     found = _open(name, size)
+    if tokens is not None:
+        if not (isinstance(found, TokenizerConfig) and found.nested):
+            raise UserError(f"{name}: no nested tokenizer, which alone can be of fewer tokens")
+        if tokens > found.tokens:
+            raise UserError(f"{name}: has {found.tokens} tokens, not {tokens}")
     if isinstance(found, tuple):
         return System(name, *found)
     if isinstance(found, GeneratorRecipe):
@@ -81,10 +94,10 @@ def open_system(
         return System(name, tokenizer, found.config(_shape(tokenizer), CLASSES))
     if not isinstance(found, TokenizerConfig | DiffusersTokenizer):
         raise UserError(f"{name}: a generator; give its tokenizer, and this as --generator")
-    shape = _shape(found)
+    shape = _shape(found, tokens)
     if generator is None:
         sit = SiTConfig.sized("XL", shape.tokens, shape.channels, CLASSES)
-        return System(f"{name} + SiT-XL/1", found, sit)
+        return System(f"{name} + SiT-XL/1", found, sit, tokens)
     paired = _open(generator, None)
     if isinstance(paired, tuple):
         paired = paired[1]
@@ -96,11 +109,12 @@ def open_system(
             f"{generator}: draws {made.tokens} x {made.channels} tokens, {name} makes "
             f"{shape.tokens} x {shape.channels}"
         )
-    return System(f"{name} + {generator}", found, made)
+    return System(f"{name} + {generator}", found, made, tokens)
 
 
-def _shape(tokenizer: TokenizerConfig | DiffusersTokenizer) -> Any:
-    return tokenizer if isinstance(tokenizer, TokenizerConfig) else tokenizer.config
+def _shape(tokenizer: TokenizerConfig | DiffusersTokenizer, tokens: int | None = None) -> Any:
+    config = tokenizer if isinstance(tokenizer, TokenizerConfig) else tokenizer.config
+    return config if tokens is None else replace(config, tokens=tokens)
 
 
 def _open(name: str, size: tuple[int, int] | None) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from softvq.coding import BATCH, encode, evenly, originals, reconstruct
+from softvq.coding import BATCH, encode, evenly, originals, round_trips
 from softvq.data import Store, find_marks, read_masks
 from softvq.errors import UserError
 from softvq.evaluate.features import (
@@ -28,11 +29,14 @@ from softvq.evaluate.latents import (
     linear_probe,
     token_contributions,
 )
-from softvq.evaluate.pixels import lpips_per_image, psnr_per_image, ssim_per_image
+from softvq.evaluate.pixels import eye_distance, lpips_per_image, psnr_per_image, ssim_per_image
 from softvq.evaluate.statistics import Statistics
+from softvq.images import to_uint8
 from softvq.pipeline import Pipeline
+from softvq.quality import Budget, Predicted, Target
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.lpips import LPIPS
+from softvq.tokenizer.perceptual import EyeDistance
 
 NEIGHBOURS = 20
 FEWEST = 6  # pictures that density and coverage need: more than their 5 neighbours
@@ -44,8 +48,12 @@ def evaluate_reconstruction(
     network: FeatureNetwork | None = None,
     lpips: LPIPS | None = None,
     masks: Path | None = None,
+    tokens: Budget = None,
 ) -> dict[str, float]:
-    """Means over the photos: psnr_db, ssim, lpips; with a network rfid or rfd (and rsfid).
+    """Means over the photos: psnr_db, ssim, eye, lpips; with a network rfid or rfd (and rsfid).
+
+    ``tokens``: how many of each photo, of a nested tokenizer, as in :mod:`softvq.coding`; adds
+    their mean, and with a target ``missed``, how many photos do not meet it.
 
     ``masks``: a folder as in :func:`softvq.data.find_marks`; without, that of an MVTec folder. Adds
     each measure inside, over ``images_inside`` photos: those with a mask that is not empty.
@@ -55,8 +63,16 @@ def evaluate_reconstruction(
     rebuilt = FeatureSet(network, keep=False) if network else None
     marks = find_marks(photos.names, photos.root, masks)
     marked = masks is not None or any(marks)
-    done = 0
-    for a, b in reconstruct(tokenizer, photos):
+    done, kept, missed = 0, 0, 0
+    eye = EyeDistance().to(tokenizer.device)
+    target = tokens.target if isinstance(tokens, Predicted) else tokens
+    for pixels, found, decoded in round_trips(tokenizer, photos, tokens=tokens):
+        a, b = to_uint8(pixels), to_uint8(decoded)
+        whole = len(a) * found.latents.shape[1]
+        kept += whole if found.lengths is None else int(found.lengths.sum())
+        if isinstance(target, Target):
+            missed += int((~target.met(pixels.to(decoded.device), decoded)).sum())
+        values.setdefault("eye", []).append(eye_distance(a, b, eye))
         regions: dict[str, np.ndarray | None] = {"": None}
         if marked:
             regions["_inside"] = read_masks(marks[done : done + len(a)], photos.size)
@@ -77,6 +93,10 @@ def evaluate_reconstruction(
             place = masks or photos.root
             raise UserError(f"{place}: no mask for any photo; name each as its photo, with .png")
     figures |= {name: float(np.nanmean(x)) for name, x in joined.items()}
+    if tokens is not None:
+        figures["tokens"] = kept / done
+    if isinstance(target, Target):
+        figures["missed"] = missed
     if real and rebuilt:
         figures |= frechet_distances(real.statistics, rebuilt, "r")
     return figures
@@ -130,18 +150,28 @@ def _drawn(
 
 @torch.no_grad()
 def evaluate_latents(
-    tokenizer: Tokenizer, train: Store, held_out: Store, limit: int = 10_000, probed: int = 128
+    tokenizer: Tokenizer,
+    train: Store,
+    held_out: Store,
+    limit: int = 10_000,
+    probed: int = 128,
+    tokens: Budget = None,
 ) -> dict[str, Any]:
     """What the normalised latents of the photos hold.
+
+    ``tokens``: how many of each photo, of a nested tokenizer, as in :mod:`softvq.coding`; those
+    that a photo lacks count as 0, their mean, and ``tokens_mean`` is how many it has.
 
     A linear probe (C = 1) and the 20 nearest neighbours are fitted on ``train`` and scored on
     ``held_out``, where photos have classes; rank and codebook use are those of ``train``;
     ``token_contributions_db``, a list, is over ``probed`` held-out photos. At most ``limit`` photos
     of each set are taken, evenly spread.
     """
-    x, y, indices = _encoded(tokenizer, train, limit)
-    test, want, _ = _encoded(tokenizer, held_out, limit)
+    x, y, indices, mean = _encoded(tokenizer, train, limit, tokens)
+    test, want, *_ = _encoded(tokenizer, held_out, limit, tokens)
     figures: dict[str, Any] = {"images_fitted": len(x), "images_scored": len(test)}
+    if tokens is not None:
+        figures["tokens_mean"] = mean
     if len(train.classes) > 1:
         figures["linear_probe_accuracy"] = linear_probe(x, y).accuracy(test, want)
         figures["knn_accuracy"] = knn_accuracy(x, y, test, want, min(NEIGHBOURS, len(x)))
@@ -150,19 +180,28 @@ def evaluate_latents(
         usage, perplexity = codebook_use(indices, tokenizer.bottleneck.codewords)
         figures |= {"codebook_usage": usage, "codebook_perplexity": perplexity}
     pictures = torch.stack(list(evenly(held_out, probed)[0]))
-    figures["token_contributions_db"] = token_contributions(tokenizer, pictures)
+    figures["token_contributions_db"] = token_contributions(tokenizer, pictures, tokens)
     return figures
 
 
 def _encoded(
-    tokenizer: Tokenizer, photos: Store, limit: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Normalised latents [N, L C], labels [N], and numbers of codewords where there are any."""
-    latents, indices = [], []
+    tokenizer: Tokenizer, photos: Store, limit: int, budget: Budget
+) -> tuple[Tensor, Tensor, Tensor | None, float]:
+    """Normalised latents [N, L C], labels [N], numbers of codewords of the tokens that there are
+    where there are any, and the mean number of tokens."""
+    latents, indices, kept = [], [], 0
     pictures, rows = evenly(photos, limit)
-    for tokens in encode(tokenizer, pictures):
-        latents.append(tokenizer.normalize(tokens.latents).flatten(1).float().cpu())
+    most = budget if isinstance(budget, int) else tokenizer.config.tokens
+    for tokens in encode(tokenizer, pictures, tokens=budget):
+        z = tokenizer.normalize(tokens.latents).float()
+        count = z.shape[1]
+        lengths = tokens.lengths if tokens.lengths is not None else z.new_full((len(z),), count)
+        present = torch.arange(count, device=z.device) < lengths[:, None]
+        kept += int(present.sum())
+        z = F.pad(z * present[..., None], (0, 0, 0, most - count))  # predicted, a batch has its own
+        latents.append(z.flatten(1).cpu())
         if tokens.indices is not None:
-            indices.append(tokenizer.bottleneck.number(tokens.indices).cpu())
+            indices.append(tokenizer.bottleneck.number(tokens.indices)[present].cpu().flatten())
     labels = torch.from_numpy(photos.labels[rows])
-    return torch.cat(latents), labels, torch.cat(indices) if indices else None
+    joined = torch.cat(indices) if indices else None
+    return torch.cat(latents), labels, joined, kept / len(rows)

@@ -16,7 +16,8 @@ class Tokens:
     indices: nearest codewords, where there is a codebook: int64 [B, L], or [B, L, N] where each
         token has N of them (``Bottleneck.number`` tells those of different codebooks apart).
     posterior: (mean, logvar), each [B, L, C], where there is one (KL).
-    lengths: how many of the tokens each image keeps, int64 [B], where they differ.
+    lengths: how many of the tokens each image keeps, int64 [B], where they may differ.
+    met: whether each image meets the target that its length was searched for, bool [B].
     """
 
     latents: Tensor
@@ -25,6 +26,7 @@ class Tokens:
     indices: Tensor | None = None
     posterior: tuple[Tensor, Tensor] | None = None
     lengths: Tensor | None = None
+    met: Tensor | None = None
 
     def sample(self) -> Tensor:
         """A draw from the posterior, [B, L, C]; the latents themselves where there is none."""

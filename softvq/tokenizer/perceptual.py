@@ -70,15 +70,19 @@ class EyeDistance(nn.Module):
         super().__init__()
         self.eye = Eye.shipped() if eye is None else eye
 
-    def stages(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        """Distances of each stage, [B] each in 0 .. 4, before they are weighted."""
-        with full_precision(a):
-            of_a, of_b = self.eye.stages(a.float()), self.eye.stages(b.float())
-            return {
-                name: (unit(of_a[name]) - unit(of_b[name])).square().sum(1).mean((1, 2))
-                for name in TYPICAL
-            }
+    def views(self, images: Tensor) -> dict[str, Tensor]:
+        """What the eye sees of images [B, 3, H, W]: features u_s of each stage, [B, C, h, w]."""
+        with full_precision(images):
+            return {name: unit(x) for name, x in self.eye.stages(images.float()).items()}
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+    def stages(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Distances of each stage between two views, [B] each in 0 .. 4, not yet weighted."""
+        return {name: (a[name] - b[name]).square().sum(1).mean((1, 2)) for name in TYPICAL}
+
+    def between(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+        """The distance of images by their ``views``, [B]."""
         distances = self.stages(a, b)
         return torch.stack([distances[name] / TYPICAL[name] for name in TYPICAL]).mean(0)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.between(self.views(a), self.views(b))

@@ -102,6 +102,11 @@ class GeneratorTask:
         held_out: TokenSet,
         aim: Aim | None = None,
     ):
+        if tokens.lengths is not None or held_out.lengths is not None:
+            raise UserError(
+                f"a generator draws one number of tokens, and these have what {tokens.index.target}"
+                " takes; encode without --psnr and --eye"
+            )
         self.recipe, self.tokenizer, self.aim = recipe, tokenizer, aim
         self.tokens, self.held_out = tokens, held_out
         teacher = aim.teacher if aim else None

@@ -43,7 +43,7 @@ from softvq.pipeline import Pipeline
 from softvq.probe import Probe, ProbeConfig
 from softvq.recipe import KINDS, load_recipe, open_recipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
-from softvq.tokens import TokenIndex, read_tokens, shard_name
+from softvq.tokens import TokenIndex, read_tiles, read_tokens, shard_name
 
 MOST_MEMORY = 1e9  # bytes
 # Values that lengths, counts and offsets go wrong at.
@@ -271,16 +271,7 @@ def recipe_targets(scratch: Path) -> list[Target]:
 
 
 def token_targets(scratch: Path) -> list[Target]:
-    """A folder of tokens: its index and its files."""
-    index = TokenIndex(
-        tokenizer="x" * 64, tokens=2, channels=4, height=16, width=16, classes=["a", "b"], count=5,
-        shards={shard_name(0): 3, shard_name(1): 2}, skipped=[{"path": "c.png", "reason": "bad"}],
-    )  # fmt: skip
-    names = iter(f"{'ab'[i % 2]}/{i}.png" for i in range(5))
-    for name, count in index.shards.items():
-        tensors = {"latents": torch.randn(count, 2, 4), "labels": torch.arange(count) % 2}
-        save_tensors(tensors, scratch / name, {"names": json.dumps(list(islice(names, count)))})
-    index.write(scratch)
+    """Folders of tokens, their index and their files: as many each, by photo, and by tiles."""
 
     def use(folder: Path) -> None:
         try:
@@ -290,7 +281,38 @@ def token_targets(scratch: Path) -> list[Target]:
         finally:
             describe(folder)
 
-    return [Target(files_in(scratch), use)]
+    def use_tiles(folder: Path) -> None:
+        try:
+            for _, tiled in read_tiles(folder, "x" * 64):
+                assert len(tiled.latents) == tiled.tiling.count(*tiled.size)
+        finally:
+            describe(folder)
+
+    common: dict[str, Any] = {
+        "tokenizer": "x" * 64, "tokens": 2, "channels": 4, "height": 16, "width": 16,
+        "classes": ["a", "b"], "skipped": [{"path": "c.png", "reason": "bad"}],
+    }  # fmt: skip
+    lengths = torch.tensor([1, 2, 1])
+    some = {"latents": torch.randn(4, 4), "lengths": lengths, "met": lengths > 1}
+    by_photo = TokenIndex(count=3, shards={shard_name(0): 3}, target="PSNR >= 9 dB", **common)
+    by_tiles = TokenIndex(count=1, shards={shard_name(0): 1}, overlap=4, **common)
+    tiles = {"latents": torch.randn(2, 2, 4), "size": torch.tensor([16, 20])}
+    alike = TokenIndex(count=5, shards={shard_name(0): 3, shard_name(1): 2}, **common)
+    found = []
+    for name, index, held, reader in (
+        ("alike", alike, {}, use),
+        ("photo", by_photo, some, use),
+        ("tiles", by_tiles, tiles, use_tiles),
+    ):
+        names = iter(f"{'ab'[i % 2]}/{i}.png" for i in range(5))
+        for shard, count in index.shards.items():
+            labels = {"labels": torch.arange(count) % 2}
+            tensors = (held or {"latents": torch.randn(count, 2, 4)}) | labels
+            listed = {"names": json.dumps(list(islice(names, count)))}
+            save_tensors(tensors, scratch / name / shard, listed)
+        index.write(scratch / name)
+        found.append(Target(files_in(scratch / name), reader))
+    return found
 
 
 def npz_targets(scratch: Path) -> list[Target]:
