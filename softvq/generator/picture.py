@@ -1,8 +1,8 @@
 """Tokens that are a picture's spectrum, shown to a transformer as the picture itself.
 
-Where something stands in a picture is in the phases of its coefficients, which is hard to learn from
-them and easy from pixels. The change of basis is linear and exact, so the generator still draws
-tokens; only its transformer works on patches of a picture as small as the coefficients allow.
+Where something stands in a picture is in the phases of its coefficients, which is hard to learn
+from them and easy from pixels. The change of basis is linear and exact, so the generator still
+draws tokens; only its transformer works on patches of a picture as small as the coefficients allow.
 """
 
 import math
