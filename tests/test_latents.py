@@ -37,6 +37,17 @@ def test_linear_probe_golden(c):
     assert float(loss + probe.weight.square().sum() / 2) == pytest.approx(optimum, rel=1e-8)
 
 
+def test_linear_probe_of_fewer_images_than_numbers():
+    """The gradient of the whole problem is 0 at what it finds among the images' own directions."""
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(12, 40, generator=generator).double()
+    y = torch.arange(12) % 3
+    probe = latents.linear_probe(x, y, c=0.3)
+    error = torch.softmax(probe.logits(x), dim=1) - torch.nn.functional.one_hot(y, 3)
+    torch.testing.assert_close(probe.weight, -0.3 * error.T @ x, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(error.sum(0), torch.zeros(3).double(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.skipif(not BESIDE.is_dir(), reason="shared/golden is not beside the repository")
 def test_the_packaged_probe_is_the_golden_one():
     values = json.loads((BESIDE / "probe.json").read_text())["values"]

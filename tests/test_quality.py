@@ -6,7 +6,7 @@ from contract import photos, small
 from test_nested import spectral
 
 from softvq.errors import UserError
-from softvq.quality import Judge, Predictor, Target, lengths_tried, search
+from softvq.quality import Curve, Judge, Predictor, Target, lengths_tried, search
 from softvq.tokenizer import Tokenizer
 
 
@@ -81,3 +81,29 @@ def test_what_cannot_be_asked():
         Target("psnr", float("nan"))
     with pytest.raises(UserError, match="it is not nested"):
         search(Tokenizer(small(bottleneck="ae")).eval(), photos(), Target("psnr", 20.0))
+
+
+def test_a_curve_finds_the_quadratic_function_that_it_is_shown():
+    generator = torch.Generator().manual_seed(0)
+    x = 5 + 3 * torch.randn(200, 3, generator=generator)
+    y = torch.stack([1 + x[:, 0] - 2 * x[:, 1] * x[:, 2], x[:, 2].square()], dim=1)
+    curve = Curve(3, 2)
+    curve.fit(x, y, ridge=1e-9)
+    torch.testing.assert_close(curve(x), y, rtol=1e-3, atol=1e-2)
+    assert curve.weight.shape == (10, 2)  # 1, three numbers, six products
+
+
+def test_what_a_linear_code_leaves_is_its_error():
+    """Parseval: the inputs at k are the errors of the pictures of k x C coefficients."""
+    predictor, pictures = Predictor(8, 16), photos(5, 40, 24)
+    near = Judge("eye").beside(pictures)
+    inputs = predictor.inputs(pictures, near)
+    coefficients = predictor.spectrum(pictures)
+    for i, k in enumerate(predictor.at):
+        code = predictor.spectrum.inverse(coefficients[:, :k], 40, 24)
+        error = (pictures - code).square().mean((2, 3)).sum(1)
+        torch.testing.assert_close(inputs[:, 1 + i], 10 * error.log10(), rtol=1e-3, atol=1e-3)
+        if k in predictor.looked_at:
+            at = 1 + len(predictor.at) + predictor.looked_at.index(k)
+            torch.testing.assert_close(inputs[:, at], near(code), rtol=1e-4, atol=1e-4)
+    assert predictor.looked_at == [2, 4] and Predictor(64, 32).looked_at == [4, 16]
