@@ -93,7 +93,7 @@ def main() -> None:
             size = (recipe.model.height, recipe.model.width)
             photos = open_store(args.data, "train", size, scratch, recipe.data.margin)
             held_out = open_store(args.data, "val", size, scratch, 1.0)
-            task = TokenizerTask(recipe, photos, held_out)
+            task = TokenizerTask(recipe).on(photos, held_out)
             if change:
                 with torch.no_grad():
                     change(task.model.tokenizer)

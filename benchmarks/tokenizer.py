@@ -34,9 +34,10 @@ from softvq.evaluate.cost import tokenizer_cost
 from softvq.io import save_tensors
 from softvq.layers import Attention, full_precision
 from softvq.recipe import TokenizerRecipe, load_recipe
-from softvq.tokenizer.adversary import LOSSES, Adversary, AdversaryConfig
+from softvq.tokenizer.adversary import LOSSES, Adversary
 from softvq.tokenizer.bottleneck import SoftVQ, Tokens, codebook_stats
 from softvq.tokenizer.discriminator import FrozenViT
+from softvq.tokenizer.terms import AdversaryConfig
 from softvq.train.loop import resolve_precision
 from softvq.train.optimizers import adamw, average, optimizers
 from softvq.train.photos import Batch
@@ -264,7 +265,7 @@ def main() -> None:
     recipe = load_recipe(TokenizerRecipe, "softvq-s-64", settings)
     config = recipe.model
     bf16 = resolve_precision("auto") == "bf16"
-    task = TokenizerTask(recipe, None, None)
+    task = TokenizerTask(recipe)
     task.model.to(DEVICE)
     images = torch.rand(args.batch, 3, config.height, config.width, device=DEVICE) * 2 - 1
     print(f"{DEVICE}, {torch.get_num_threads()} threads, batch {args.batch}, {config.height} x "

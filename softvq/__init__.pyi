@@ -2,8 +2,9 @@ from .coding import decode_all, encode_all, reconstruct_all
 from .errors import UserError
 from .eye import Eye
 from .generate import generate_folder
-from .generator.mar import MAR, MARConfig
-from .generator.transformer import DiT, DiTConfig, SiT, SiTConfig
+from .generator.config import DiTConfig, MARConfig, SiTConfig
+from .generator.mar import MAR
+from .generator.transformer import DiT, SiT
 from .models import (
     describe,
     export_model,

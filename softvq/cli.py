@@ -6,8 +6,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TextIO
 
 from softvq import __version__, options
 from softvq.errors import SoftVQWarning, UserError
@@ -110,9 +110,11 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _silence(asked: Any) -> Iterator[None]:
-    """With --quiet nothing is heard of a command at work; with --json stdout is for the result."""
+    """With --quiet a command at work only warns; with --json stdout is for the result."""
     with contextlib.ExitStack() as stack:
         if getattr(asked, "quiet", False):
+            stack.enter_context(warnings.catch_warnings())  # puts showwarning back
+            warnings.showwarning = partial(_warn, sys.stderr)
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -124,6 +126,20 @@ def _silence(asked: Any) -> Iterator[None]:
 def _fail(message: str) -> int:
     print(f"softvq: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _warn(
+    stderr: TextIO,
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings on ``stderr``; those of libraries are not heard."""
+    if issubclass(category, SoftVQWarning):
+        stderr.write(_format_warning(message, category, filename, lineno, line))
 
 
 _format_foreign = warnings.formatwarning

@@ -289,14 +289,16 @@ def cost(asked: options.Cost) -> Outcome:
     prices = figures.Prices(
         asked.price_per_hour or 0.0, asked.watts or 0.0, asked.price_per_kwh or 0.0, asked.currency
     )
+    measured = asked.measure or any(prices[:3])
     named = [
         systems.open_system(name, asked.generator, asked.size, asked.tokens)
         for name in asked.recipes
     ]
     if asked.dry_run:
-        return _planned(f"{_n(named, 'model')}", 600.0 * asked.measure * len(named) + 1)
+        timed = ", timed here, which takes as long as they do" if measured else ""
+        return _planned(f"{_n(named, 'model')} counted{timed}")
     columns = [figures.figures(system, asked.steps, asked.guidance) for system in named]
-    if asked.measure or any(prices[:3]):
+    if measured:
         for system, column in zip(named, columns, strict=True):
             rates = figures.measure(system, asked.batch, asked.steps, asked.guidance, _device())
             column["measured"] = {task: rate._asdict() for task, rate in rates.items()}
@@ -380,12 +382,14 @@ def classes(asked: options.Classes) -> Outcome:
 TRIAL = 8  # images that the time of a run is told from
 
 
-def _planned(what: str, seconds: float) -> Outcome:
+def _planned(what: str, seconds: float | None = None) -> Outcome:
+    """``seconds``: how long it takes, None where that is not known before."""
+    facts = {"plan": what, "seconds": seconds}
+    if seconds is None:
+        return Outcome(f"{what}; nothing was done", facts)
     took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     took = took if seconds < 7200 else f"{seconds / 3600:.1f} h"
-    return Outcome(
-        f"{what}\nabout {took} here; nothing was done", {"plan": what, "seconds": seconds}
-    )
+    return Outcome(f"{what}\nabout {took} here; nothing was done", facts)
 
 
 def _planned_photos(source: str, split: str, tokenizer: "Tokenizer") -> Outcome:

@@ -1,11 +1,17 @@
 """The exception and the warning that reach a user as a single line, without a traceback."""
 
+import difflib
+
 
 class UserError(ValueError):
     """Something the user can mend. The message names the cause and the mend.
 
-    The command line prints it as one line and exits with code 2.
+    The command line prints it as one line and exits with code 2: a line it is whatever the message
+    quotes, a file's name with a line break in it too.
     """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class SoftVQWarning(UserWarning):
@@ -21,3 +27,11 @@ def check_ranges(config: object, section: str, **ranges: tuple[float, float]) ->
         if not low <= (value := getattr(config, name)) <= high:
             key = f"{section}.{name}" if section else name
             raise UserError(f"{key} must be in {low:,} .. {high:,}, got {value:,}")
+
+
+def unknown_key(key: str, known: list[str], where: str) -> UserError:
+    """The error for a key nobody knows, naming the nearest known one."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+    shown = repr(key) if len(key) <= 60 else f"{key[:60]!r}..."
+    return UserError(f"{where}: unknown key {shown}; {hint}")

@@ -2,9 +2,8 @@
 
 import ast
 import inspect
-import re
 import textwrap
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,13 +14,9 @@ COLUMN = 26  # where the explanations begin
 
 @lru_cache
 def field_help(cls: type) -> dict[str, str]:
-    """What the fields of a dataclass and its bases are: the docstring under each, as one line.
-
-    For a field that has none: what the class's docstring has after "name: " or "name, other: ".
-    """
+    """What the fields of a dataclass and its bases are: the docstring under each, as one line."""
     found: dict[str, str] = {}
     for base in reversed(getattr(cls, "described_by", cls).__mro__[:-1]):
-        found |= _in_docstring(base)
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)
         for at, after in zip(body.body, body.body[1:], strict=False):
@@ -31,18 +26,6 @@ def field_help(cls: type) -> dict[str, str]:
                     ast.Expr(value=ast.Constant(value=str(said))),
                 ):
                     found[name] = " ".join(said.split())
-    return found
-
-
-def _in_docstring(cls: type) -> dict[str, str]:
-    names = "|".join(field.name for field in fields(cls))
-    start = re.compile(rf"(?:^|  )((?:{names})(?:, (?:{names}))*):\s+", re.MULTILINE)
-    text = inspect.cleandoc(cls.__doc__ or "")
-    starts = [*start.finditer(text)] if names else []
-    found: dict[str, str] = {}
-    for at, after in zip(starts, [*starts[1:], None], strict=False):
-        said = text[at.end() : after.start() if after else None].split("\n\n")[0]
-        found |= dict.fromkeys(at[1].split(", "), " ".join(said.replace("``", "").split()))
     return found
 
 

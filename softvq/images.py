@@ -52,7 +52,7 @@ class BadImage(Exception):
     """A file that cannot be used as a photo: ``path`` and a short human ``reason``."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(" ".join(f"{path}: {reason}".splitlines()))
         self.path = path
         self.reason = reason
 
@@ -233,7 +233,8 @@ def upright_size(path: str | Path) -> tuple[int, int]:
 
 def _stored(upright: np.ndarray, image: Image.Image) -> np.ndarray:
     """The view of upright pixels [H, W, ...] whose rows are those that the file holds."""
-    return STORED.get(_orientation(image), lambda a: a)(upright)
+    turn = STORED.get(_orientation(image))
+    return upright if turn is None else turn(upright)
 
 
 def _upright_shape(image: Image.Image) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import json
 import math
@@ -21,20 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from softvq.errors import UserError
+from softvq.errors import UserError, unknown_key
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 Checked = TypeVar("Checked", torch.Tensor, np.ndarray, float)
 
 PARTIAL = ".partial"  # the end of the name of a file that is being written
-
-
-def unknown_key(key: str, known: list[str], where: str) -> UserError:
-    """The error for a key nobody knows, naming the nearest known one."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
-    shown = repr(key) if len(key) <= 60 else f"{key[:60]!r}..."
-    return UserError(f"{where}: unknown key {shown}; {hint}")
 
 
 NUMPY = -1
@@ -319,7 +310,11 @@ class SizeLimit(TorchFunctionMode):
         self.left, self.where = limit, where
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in self.MAKERS or func is torch.arange:

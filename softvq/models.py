@@ -205,7 +205,8 @@ def open_tokenizer(
     """
     folder = part(find(name, download), "tokenizer")
     asked = Asked(num_heads, size)
-    return layout_of(folder, "tokenizer", asked).open(folder, asked)
+    found: Tokenizer = layout_of(folder, "tokenizer", asked).open(folder, asked)
+    return found
 
 
 def open_generator(name: str | Path, download: bool = False) -> Any:
@@ -217,7 +218,8 @@ def open_generator(name: str | Path, download: bool = False) -> Any:
 def open_probe(name: str | Path) -> Probe:
     """The probe of a directory, or ``"shipped"``. Raises UserError."""
     folder = part(find(name), "probe")
-    return layout_of(folder, "probe", Asked()).open(folder, Asked())
+    found: Probe = layout_of(folder, "probe", Asked()).open(folder, Asked())
+    return found
 
 
 def open_teacher(name: str | Path, download: bool = False) -> Teacher:

@@ -10,7 +10,7 @@ command.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from softvq.errors import UserError
 
@@ -80,6 +80,19 @@ def counts(word: str) -> tuple[int, ...]:
     return tuple(count(part) for part in words(word))
 
 
+def among(*known: str) -> Callable[[str], tuple[str, ...]]:
+    """Reads some of the ``known`` names, with commas between them."""
+
+    def read(word: str) -> tuple[str, ...]:
+        found = words(word)
+        for name in found:
+            if name not in known:
+                raise UserError(f"'{name}' is none of {', '.join(known)}")
+        return found
+
+    return read
+
+
 def duration(word: str) -> float:
     """Seconds: 90s, 30m, 2h, or a bare number of minutes."""
     units = {"s": 1, "m": 60, "h": 3600}
@@ -128,12 +141,18 @@ def interval(low: str, high: str) -> tuple[float, float]:
     return times
 
 
+Sampler = Literal["euler", "heun", "dopri5", "ddim", "dpm_solver", "euler_maruyama", "ddpm"]
+Hold = Literal["channels", "floats", "both"]
+Fit = Literal["crop", "stretch"]
+Bottleneck = Literal["softvq", "kl", "vq", "ae"]
+
 Name = Annotated[str, Value("NAME", text)]
 File = Annotated[str, Value("FILE", text)]
 Folder = Annotated[str, Value("FOLDER", text)]
 Count = Annotated[int, Value("N", count)]
 Counts = Annotated[tuple[int, ...], Value("N,N,..", counts)]
 Words = Annotated[tuple[str, ...], Value("NAME,NAME,..", words)]
+Bottlenecks = Annotated[tuple[Bottleneck, ...], Value("NAME,NAME,..", among(*get_args(Bottleneck)))]
 Duration = Annotated[float, Value("TIME", duration, write=lambda s: f"{s / 60:g}m")]
 Pixels = Annotated[tuple[int, int], Value("PIXELS", pixels, write=lambda x: f"{x[0]}x{x[1]}")]
 Number = Annotated[float, Value("NUMBER", number)]
@@ -156,7 +175,7 @@ class Long:
     json: bool = False
     """Print the result as one line of JSON, and everything else on stderr."""
     quiet: bool = False
-    """Print errors and, with --json, the result; nothing else."""
+    """Print errors, warnings and, with --json, the result; nothing else."""
     dry_run: bool = False
     """Print what would be done (photos, classes, split, size, time), and do nothing."""
 
@@ -243,8 +262,8 @@ class OfSampling:
     """Guidance scale; 1 is none."""
     interval: Interval | None = None
     """Times between which guidance acts, 0 data and 1 noise; by default all of them."""
-    sampler: Name | None = None
-    """Name of the sampler: euler, heun, euler_maruyama, dpm++, ddim and others."""
+    sampler: Sampler | None = None
+    """The rule for a step; see the manual."""
     temperature: Number | None = None
     """Temperature of a MAR's tokens; 1 by default."""
     head_steps: Count | None = None
@@ -557,16 +576,16 @@ class Study(OfPhotos, Long):
     """Time for all of it, as 90s, 30m or 2h."""
     tokens: Counts = (8, 16, 32, 64)
     """Numbers of tokens to try."""
-    hold: Literal["channels", "floats", "both"] = "channels"
+    hold: Hold = "channels"
     """What stays the same while tokens are cut: the numbers of a token, those of a photo, or both
     in turn."""
     channels: Count = 32
     """Numbers of a token."""
-    bottlenecks: Words = ("softvq", "kl", "vq")
+    bottlenecks: Bottlenecks = ("softvq", "kl", "vq")
     """Bottlenecks to try, of softvq, kl, vq and ae."""
     size: Pixels = (64, 64)
     """Pixels that photos are reduced to, HEIGHTxWIDTH or one number."""
-    fit: Literal["stretch", "crop"] = "stretch"
+    fit: Fit = "stretch"
     """How a photo that is not square is met: squeezed, so that nothing is cut off, or cropped."""
     init: Folder = "shipped"
     """Directory of the tokenizer that every arm starts from, cut or stretched to its shape, or

@@ -93,14 +93,16 @@ class Output:
         self.folder, self.old = folder, old
         self.record = Record(command, settings, [])
 
-    def expect(self, files: Sequence[str]) -> list[Path]:
+    def expect(self, files: Sequence[str], later: Sequence[str] = ()) -> list[Path]:
         """Where to write ``files``, relative names: all that the folder holds in the end.
 
-        What the last run wrote and this one does not is deleted. Raises UserError if a file in the
-        way is not ours.
+        Long work names what it writes at its end as ``later``, and expects all once it is there: a
+        file that a user puts in the way meanwhile is not ours, for all that we meant to write it.
+        What the last run wrote and this one does not is deleted. Raises UserError if anything in
+        the way is not ours.
         """
-        ours = set(self.old.files) if self.old else set()
-        for name in files:
+        ours = set(self.record.files) | set(self.old.files if self.old else ())
+        for name in (*files, *later):
             if not _inside(self.folder, name):
                 raise UserError(f"{self.folder / name}: not inside of {self.folder}; rename it")
             if name not in ours and os.path.lexists(self.folder / name):
@@ -108,10 +110,10 @@ class Output:
                     f"{self.folder / name}: is there, and this command did not write it; choose "
                     "another folder, or an empty one"
                 )
-        for name in ours - set(files):
+        for name in ours - {*files, *later}:
             if _inside(self.folder, name) and (self.folder / name).is_file():
                 (self.folder / name).unlink()
-        self.record.files = list(files)
+        self.record.files = [*files, *(name for name in later if name in ours)]
         write_atomically(self.folder / RECORD, json.dumps(asdict(self.record), indent=1) + "\n")
         return [self.folder / name for name in files]
 

@@ -15,16 +15,11 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from softvq.checks import MOST, check_fields
-from softvq.errors import UserError, check_ranges
+from softvq.errors import UserError, check_ranges, unknown_key
 from softvq.fields import choices, field_help, shown, table
-from softvq.generator.families import GENERATORS
-from softvq.generator.objective import HiddenAlignmentConfig
-from softvq.generator.process import TIME_LAWS
-from softvq.io import unknown_key
-from softvq.tokenizer.adversary import AdversaryConfig
-from softvq.tokenizer.alignment import AlignmentConfig
+from softvq.generator.config import CONFIGS, HiddenAlignmentConfig, TimeLaw
 from softvq.tokenizer.config import TokenizerConfig
-from softvq.tokenizer.objective import ObjectiveConfig
+from softvq.tokenizer.terms import AdversaryConfig, AlignmentConfig, ObjectiveConfig
 
 
 @dataclass
@@ -148,7 +143,7 @@ def shape_of(config: type) -> type[Shape]:
     return shape
 
 
-SHAPES = {name: shape_of(family.config) for name, family in GENERATORS.items()}
+SHAPES = {name: shape_of(config) for name, config in CONFIGS.items()}
 
 
 @dataclass
@@ -162,8 +157,8 @@ class GeneratorRecipe:
     views: int = 2
     """Crops of each photo that are encoded once and kept: the whole photo, its mirror image, and
     then random crops, mirrored at random."""
-    time: str | None = None
-    """How training times are drawn, uniform or lognormal; by default as is usual in the family."""
+    time: TimeLaw | None = None
+    """How training times are drawn; by default as is usual in the family."""
     data: DataConfig = field(default_factory=DataConfig)
     model: Shape = field(default_factory=Shape)
     alignment: HiddenAlignmentConfig = field(default_factory=HiddenAlignmentConfig)
@@ -171,9 +166,7 @@ class GeneratorRecipe:
 
     def __post_init__(self) -> None:
         check_ranges(self, "", views=(1, 10_000))
-        self.time = self.time or GENERATORS[self.family].time
-        if self.time not in TIME_LAWS:
-            raise UserError(f"time '{self.time}' is none of {', '.join(TIME_LAWS)}")
+        self.time = self.time or CONFIGS[self.family].time_law
 
     def config(self, tokenizer: Any, classes: int) -> Any:
         """The config of the network for a tokenizer, given the tokenizer's. Raises UserError."""
@@ -186,7 +179,7 @@ class GeneratorRecipe:
                     "a sequence; set model.patch=null"
                 )
         shape = (tokenizer.tokens, tokenizer.channels, classes)
-        return GENERATORS[self.family].config(*shape, **values)
+        return CONFIGS[self.family](*shape, **values)
 
 
 @dataclass
@@ -266,7 +259,10 @@ def recipe_kind(layers: list[tuple[str, DictConfig]]) -> str | None:
     """What a recipe trains, of KINDS: the last ``kind`` that a layer says, and is rid of."""
     said = None
     for where, layer in layers:
-        said = layer.pop("kind", said)
+        try:
+            said = layer.pop("kind", said)
+        except OmegaConfBaseException as error:  # as an interpolation of what is not there
+            raise UserError(f"{where}: {_short(error)}") from None
         if said is not None and str(said) not in KINDS:
             raise UserError(f"{where}: kind '{said}' is none of {', '.join(KINDS)}")
     return said
@@ -391,7 +387,7 @@ def recipe_help(name: str) -> str:
                 walk(value, f"{key}.")
             else:
                 known = choices(hints[key])
-                text = f"{said.get(key, '')} {f'One of {known}.' if known else ''}".strip()
+                text = f"{said[key]} {f'One of {known}.' if known else ''}".strip()
                 row = (f"{prefix}{key}={shown(value)}", text)
                 rows.setdefault(prefix.rstrip("."), []).append(row)
 

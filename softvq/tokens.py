@@ -352,7 +352,7 @@ def _grow(
     return index
 
 
-class Views(Dataset):
+class Views(Dataset[Tensor]):
     """The pictures that ``write_tokens`` encodes: float32 [3, H, W] in [-1, 1].
 
     Entry = view * number of photos + photo. ``made_of`` tells these pictures from any others.

@@ -17,7 +17,6 @@ from softvq.tokenizer.adversary import (
     DISCRIMINATORS,
     LOSSES,
     Adversary,
-    AdversaryConfig,
     LeCam,
     adaptive_weight,
     hinge,
@@ -35,6 +34,7 @@ from softvq.tokenizer.discriminator import (
     held,
     vit_state,
 )
+from softvq.tokenizer.terms import AdversaryConfig
 
 
 def opened(pattern: str):

@@ -15,15 +15,8 @@ from softvq.evaluate.features import load_network
 from softvq.io import load_tensors
 from softvq.models import open_teacher
 from softvq.recipe import TokenizerRecipe, load_recipe
-from softvq.tokenizer.alignment import (
-    HEADS,
-    AlignmentConfig,
-    CrossAttention,
-    Global,
-    Pool,
-    Repeat,
-    negative_cosine,
-)
+from softvq.tokenizer.alignment import HEADS, CrossAttention, Global, Pool, Repeat, negative_cosine
+from softvq.tokenizer.terms import AlignmentConfig
 from softvq.train.features import FeatureCache
 from softvq.train.photos import Batch
 from softvq.train.tokenizer import TokenizerTask, train_tokenizer
@@ -215,7 +208,7 @@ def recipe(folder, *more: str) -> TokenizerRecipe:
 
 @pytest.mark.parametrize("scheme", list(HEADS))
 def test_gradient_reaches_encoder_and_head_and_not_the_teacher(tmp_path, scheme):
-    task = TokenizerTask(recipe(saved(tmp_path), f"alignment.scheme={scheme}"), None, None)
+    task = TokenizerTask(recipe(saved(tmp_path), f"alignment.scheme={scheme}"))
     model = task.model.train()
     rows = torch.arange(4)
     terms = task.loss(model, Batch(photos(), rows, rows, rows < 0, 0)).terms
@@ -245,7 +238,7 @@ def test_what_does_not_go_together_is_one_clear_line(tmp_path):
         ("alignment.cache=true", "set data.margin=1"),
     ):
         with pytest.raises(UserError, match=message):
-            TokenizerTask(recipe(teacher, change), None, None)
+            TokenizerTask(recipe(teacher, change))
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -12,11 +12,11 @@ from contract import small
 from safetensors.torch import load_file, save_file
 
 from softvq.errors import UserError
+from softvq.generator.config import DiTConfig, MARConfig, SiTConfig
 from softvq.generator.diffusion import SCHEDULES
 from softvq.generator.families import GENERATORS
-from softvq.generator.mar import MARConfig
 from softvq.generator.process import PROCESSES, TARGETS
-from softvq.generator.transformer import MLPS, NORMS, DiTConfig, SiT, SiTConfig
+from softvq.generator.transformer import MLPS, NORMS, SiT
 from softvq.probe import Probe, ProbeConfig
 from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
 from softvq.tokenizer.assignment import ASSIGNMENTS

@@ -6,8 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+import warnings
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,13 +17,15 @@ from helpers.artifacts import train_tokenizer
 from helpers.pictures import tiles
 from PIL import Image
 
-from softvq import SiT, SiTConfig, cli, commands, images
+from softvq import SiT, SiTConfig, cli, commands, images, options
 from softvq.data import find_photos
-from softvq.errors import UserError
+from softvq.errors import SoftVQWarning, UserError
 from softvq.evaluate.statistics import Statistics, is_ours, save_statistics
 from softvq.evaluate.trained import evaluate_latents
 from softvq.fields import field_help
+from softvq.generator.sampler import SAMPLERS
 from softvq.probe import Probe, ProbeConfig
+from softvq.recipe import KINDS, SHAPES
 from softvq.tokenizer import Tokenizer
 from softvq.train.summary import noise_store
 
@@ -58,6 +62,56 @@ def assert_one_line_error(result, *expected):
 def test_import_and_help_do_not_import_torch(code):
     check = f"{code}; import sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+def test_recipes_are_explained_without_torch(capsys):
+    """Every key of every kind of recipe, in a sentence."""
+    code = (
+        "from softvq import cli; [cli.main(['train', x, '--help']) "
+        "for x in ('tokenizer', 'generator', 'probe')]; "
+        "import sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    seen: list[type] = [*KINDS.values(), *SHAPES.values()]
+    for kind in seen:
+        said, hints = field_help(kind), get_type_hints(kind)
+        for field in fields(kind):
+            if is_dataclass(hints[field.name]):
+                seen.append(hints[field.name])
+                continue
+            text = said[field.name]
+            assert text.endswith(".") and len(text.split()) > 2, (kind, field.name)
+    out = run(capsys, "train", "tokenizer", "--help")[1]
+    for text in ("adversary.lecam=0", "alignment.scheme=repeat", "Weight of LPIPS"):
+        assert text in out
+
+
+def test_quiet_hides_progress_and_no_warning(monkeypatch, capsys):
+    def work(asked):
+        print("progress", file=sys.stderr)
+        warnings.warn("a library's", UserWarning, stacklevel=1)
+        warnings.warn("few photos", SoftVQWarning, stacklevel=1)
+        return commands.Outcome("the result")
+
+    monkeypatch.setattr(commands, "demo", work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(capsys, "demo", "--out", "x", "--quiet") == (
+            0, "", "softvq: warning: few photos\n"
+        )  # fmt: skip
+
+
+def test_choices_are_refused_at_once(capsys):
+    """Before torch is there: what an option can be stands in options.py."""
+    assert set(get_args(options.Sampler)) == set(SAMPLERS)
+    assert_one_line_error(run(capsys, "generate", "--sampler", "eule", "--out", "x"), "--sampler")
+    for command in ("generate", "evaluate generation"):
+        assert ",".join(get_args(options.Sampler)) in run(capsys, *command.split(), "--help")[1]
+    study = ["study", "--data", "x", "--out", "x", "--bottlenecks"]
+    assert_one_line_error(run(capsys, *study, "softvq,vqq"), "'vqq' is none of softvq, kl, vq, ae")
+    assert_one_line_error(
+        run(capsys, "study", "--data", "x", "--out", "x", "--hold", "a"), "--hold"
+    )
 
 
 def test_lazy_names():

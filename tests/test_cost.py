@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from softvq import cli
+from softvq import cli, commands, options
 from softvq.errors import UserError
 from softvq.evaluate.cost import (
     Throughput,
@@ -23,8 +23,8 @@ from softvq.evaluate.cost import (
 from softvq.evaluate.cost_table import table
 from softvq.evaluate.figures import Prices, figures, per_million
 from softvq.evaluate.systems import dit_xl_2, open_system
-from softvq.generator.mar import MAR, MARConfig, known_counts
-from softvq.generator.transformer import SiTConfig
+from softvq.generator.config import MARConfig, SiTConfig
+from softvq.generator.mar import MAR, known_counts
 from softvq.layers import Attention
 from softvq.models import model_folder
 from softvq.tokenizer import BOTTLENECKS, Tokenizer, TokenizerConfig
@@ -243,6 +243,12 @@ def test_command(capsys):
     parts = result["systems"][0]["parts"]
     assert parts["image"]["flops"] == 10 * parts["network"]["flops"] + parts["decoder"]["flops"]
     assert [c["height"] for c in result["baselines"]] == [256, 512]
+
+
+def test_a_measurement_that_was_not_made_has_no_time():
+    outcome = commands.cost(options.Cost(("tiny",), measure=True, dry_run=True))
+    assert outcome.facts["seconds"] is None and "about" not in outcome.text
+    assert outcome.text.startswith("1 model counted, timed here")
 
 
 def test_steps_of_a_mar_are_those_it_can_make():

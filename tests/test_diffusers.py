@@ -13,7 +13,8 @@ from softvq import cli, images
 from softvq.errors import UserError
 from softvq.evaluate.cost import tokenizer_cost
 from softvq.evaluate.systems import open_system
-from softvq.generator.transformer import SiT, SiTConfig
+from softvq.generator.config import SiTConfig
+from softvq.generator.transformer import SiT
 from softvq.interop.diffusers import DiffusersConfig, DiffusersTokenizer
 from softvq.models import open_tokenizer
 from softvq.pipeline import Pipeline

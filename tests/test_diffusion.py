@@ -8,10 +8,11 @@ from torch.distributions import Normal, kl_divergence
 from vectors import Golden, found, named, timesteps_of
 
 from softvq.errors import UserError
+from softvq.generator.config import DiTConfig
 from softvq.generator.diffusion import SCHEDULES, Diffusion, level_log_likelihood, normal_cdf
 from softvq.generator.process import TARGETS, TIME_LAWS, training_loss
 from softvq.generator.sampler import time_grid
-from softvq.generator.transformer import DiT, DiTConfig
+from softvq.generator.transformer import DiT
 
 
 @pytest.fixture(scope="module", params=found("diffusion_schedules*"), ids=named)

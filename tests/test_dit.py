@@ -12,13 +12,14 @@ from vectors import BESIDE, HERE, GoldenNet, found, named, random_net, timesteps
 
 from softvq.errors import UserError
 from softvq.generator import mar
+from softvq.generator.config import DiTConfig, SiTConfig
 from softvq.generator.diffusion import SCHEDULES, Diffusion
 from softvq.generator.families import GENERATORS, draw, family_of
 from softvq.generator.guidance import Guided
 from softvq.generator.picture import Picture
 from softvq.generator.process import TIME_LAWS, channel_axis, denoising_loss, split_channels
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
-from softvq.generator.transformer import SIZES, DiT, DiTConfig, SiT, SiTConfig, hidden_states
+from softvq.generator.transformer import DiT, SiT, hidden_states
 from softvq.layers import SwiGLU, rotary_angles, rotate
 from softvq.models import open_generator
 
@@ -184,7 +185,7 @@ def test_largest_size_has_the_reference_s_tensors(kind):
         for block in range(28)
     }
     with torch.device("meta"):
-        net = kind(kind.config_class(tokens=64, channels=32, num_classes=1000, **SIZES["XL"]))
+        net = kind(kind.config_class.sized("XL", 64, 32, 1000))
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == expected
     assert len(expected) == 292
 
@@ -195,7 +196,7 @@ def test_largest_size_has_the_reference_s_tensors(kind):
 def test_published_sizes(size, millions):
     """Parameters as the DiT paper's table 4 gives them, to what other tokens change."""
     with torch.device("meta"):
-        net = SiT(SiTConfig(tokens=64, channels=32, num_classes=1000, **SIZES[size]))
+        net = SiT(SiTConfig(tokens=64, channels=32, num_classes=1000, **SiTConfig.SIZES[size]))
     count = sum(parameter.numel() for parameter in net.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.01)
 

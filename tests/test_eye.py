@@ -18,8 +18,9 @@ from softvq.errors import UserError
 from softvq.evaluate.features import eye_features, load_network
 from softvq.eye import CHANNELS, STRIDE, Eye, SameConv
 from softvq.models import model_folder, open_teacher
-from softvq.tokenizer.objective import Objective, ObjectiveConfig
+from softvq.tokenizer.objective import Objective
 from softvq.tokenizer.perceptual import TYPICAL, EyeDistance
+from softvq.tokenizer.terms import ObjectiveConfig
 
 HERE = Path(__file__).parent / "golden" / "eye.safetensors"  # one image of 160 px, three outputs
 BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "eye"

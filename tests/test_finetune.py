@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from softvq.cli import main
 from softvq.errors import UserError
-from softvq.generator.transformer import SiT, SiTConfig
+from softvq.generator.config import SiTConfig
+from softvq.generator.transformer import SiT
 from softvq.io import load_tensors
 from softvq.pipeline import Pipeline
 from softvq.recipe import TokenizerRecipe, load_recipe
@@ -93,12 +94,12 @@ def test_a_generator_of_the_old_tokens_draws_with_the_new_decoder(tmp_path, sour
 
 
 def test_a_frozen_encoder_runs_without_graph_and_in_evaluation_mode(source, trained):
-    task = TokenizerTask(recipe(source, trained, "trainable=decoder"), None, None)
+    task = TokenizerTask(recipe(source, trained, "trainable=decoder"))
     model = task.model.train()
     assert model.tokenizer.decoder.training and not model.tokenizer.bottleneck.training
     _, tokens, _ = model(photos())
     assert not tokens.latents.requires_grad and not tokens.losses
-    whole = TokenizerTask(recipe(source, trained), None, None).model.train()
+    whole = TokenizerTask(recipe(source, trained)).model.train()
     assert whole(photos())[1].latents.requires_grad
 
 
@@ -125,7 +126,7 @@ def test_decoder_only_on_the_command_line_needs_a_start(tmp_path, capsys):
 )
 def test_what_does_not_go_together_is_one_clear_line(source, trained, changes, message):
     with pytest.raises(UserError, match=message):
-        TokenizerTask(recipe(source, trained, *changes), None, None)
+        TokenizerTask(recipe(source, trained, *changes))
 
 
 def test_encoder_init_reaches_the_encoder(tmp_path, source):
@@ -144,7 +145,7 @@ def test_encoder_init_reaches_the_encoder(tmp_path, source):
     given = load_recipe(
         TokenizerRecipe, "tiny", [*shape, f"encoder_init={tmp_path / 'dino.safetensors'}"]
     )
-    task = TokenizerTask(given, None, None)
+    task = TokenizerTask(given)
     for one, two in zip(task.model.tokenizer.encoder.blocks, donor.blocks, strict=True):
         assert torch.equal(one.attn.qkv.weight, two.attn.qkv.weight)
 
@@ -172,7 +173,7 @@ def test_shares_fall_with_depth_as_in_beit():
 
 def test_both_optimizers_take_the_shares(source, trained):
     config = recipe(source, trained, "train.layer_decay=0.5")
-    model = TokenizerTask(config, None, None).model
+    model = TokenizerTask(config).model
     peaks = {}
     for kind, optimizer in zip(("adamw", "muon"), optimizers(model, config.train), strict=True):
         for group in optimizer.param_groups:
@@ -197,7 +198,7 @@ def test_adapters_are_all_that_learns_and_are_merged(tmp_path, source, trained, 
     pytest.importorskip("peft")
     settings = [f"trainable={trainable}", "lora_rank=2", "train.ema_halflife=1"]
     config = recipe(source, trained, *settings, "train.optimizer=adamw")
-    task = TokenizerTask(config, None, None)
+    task = TokenizerTask(config)
     learning = {name for name, p in task.model.named_parameters() if p.requires_grad}
     parts = 1 if trainable == "decoder" else 2
     assert len(learning) == parts * 2 * 4 * 2  # blocks, matrices, A and B

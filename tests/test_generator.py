@@ -8,6 +8,7 @@ import torch
 from vectors import GoldenNet, found, named, random_net
 
 from softvq.errors import UserError
+from softvq.generator.config import SiTConfig
 from softvq.generator.diffusion import Diffusion
 from softvq.generator.guidance import Guided
 from softvq.generator.process import (
@@ -22,7 +23,7 @@ from softvq.generator.process import (
     training_loss,
 )
 from softvq.generator.sampler import SAMPLERS, time_grid
-from softvq.generator.transformer import SiT, SiTConfig
+from softvq.generator.transformer import SiT
 
 euler, heun = SAMPLERS["euler"], SAMPLERS["heun"]
 TINY = SiTConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)

@@ -12,16 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from softvq.errors import UserError
 from softvq.generator import mar
-from softvq.generator.mar import (
-    MAR,
-    SIZES,
-    MARConfig,
-    draw_hidden,
-    known_counts,
-    sample,
-    take,
-    training_loss,
-)
+from softvq.generator.config import MARConfig
+from softvq.generator.mar import MAR, draw_hidden, known_counts, sample, take, training_loss
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 
 HEUN = SAMPLERS["heun"]
@@ -148,7 +140,7 @@ def test_published_parameter_counts(size, millions):
     # For 256 tokens x 16 channels. The published output layer is twice as wide (it predicts a
     # variance too), its head has affine norms, and its null class is one more row, as here.
     with torch.device("meta"):
-        net = MAR(MARConfig(256, 16, 1000, buffer=64, **SIZES[size]))
+        net = MAR(MARConfig(256, 16, 1000, buffer=64, **MARConfig.SIZES[size]))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(millions * 1e6, rel=0.003)
 
 

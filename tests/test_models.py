@@ -8,7 +8,8 @@ from contract import small
 
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
-from softvq.generator.transformer import SiT, SiTConfig
+from softvq.generator.config import SiTConfig
+from softvq.generator.transformer import SiT
 from softvq.interop.reference import export_reference
 from softvq.models import describe, export_model, import_model, open_generator, open_tokenizer
 from softvq.pipeline import Pipeline

@@ -11,8 +11,8 @@ from softvq.coding import decode
 from softvq.errors import UserError
 from softvq.images import to_pil
 from softvq.tokenizer import Tokenizer, TokenizerConfig
-from softvq.tokenizer.objective import ObjectiveConfig
 from softvq.tokenizer.spectral import Spectrum, spectrum_order
+from softvq.tokenizer.terms import ObjectiveConfig
 from softvq.tokens import decode_folder, encode_folder, read_tokens
 from softvq.train.tokenizer import prefixes
 

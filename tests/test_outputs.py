@@ -66,6 +66,31 @@ def test_a_run_that_was_cut_short_before_its_first_file_goes_on(tmp_path):
     assert (out / "report.html").is_file()
 
 
+def test_what_long_work_writes_at_its_end_is_not_taken_from_a_user(tmp_path):
+    out = tmp_path / "out"
+
+    def study(finish=True, put=False):
+        with claimed(out, "study", {}) as held:
+            (work,) = held.expect(["plan"], later=["report"])
+            work.write_text("ours")
+            if put:
+                (out / "report").write_text("theirs")
+            if finish:
+                held.expect(["plan", "report"])[1].write_text("ours")
+
+    with pytest.raises(UserError, match="report: is there, and this command did not write it"):
+        study(put=True)
+    with pytest.raises(UserError, match="report: is there, and this command did not write it"):
+        study(finish=False)  # at once, not at the end
+    assert (out / "report").read_text() == "theirs"
+    (out / "report").unlink()
+    study()
+    study(finish=False)
+    assert (out / "report").read_text() == "ours"
+    study()
+    assert names(out) == ["plan", "report", RECORD]
+
+
 def test_two_sets_are_never_mixed(tmp_path):
     write(tmp_path / "out", ["1-dog", "2-dog"], seed=0)
     with pytest.raises(UserError, match=r"other settings \(another seed\).*--overwrite"):

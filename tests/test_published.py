@@ -42,14 +42,14 @@ def test_objective_is_the_published_one(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_without_files_one_line_names_every_key(name):
     with pytest.raises(UserError) as error:
-        TokenizerTask(load_recipe(TokenizerRecipe, name, []), None, None)
+        TokenizerTask(load_recipe(TokenizerRecipe, name, []))
     assert all(f"{key}=" in str(error.value) for key in FILES)
 
 
 @pytest.mark.parametrize("given", FILES)
 def test_only_what_is_lacking_is_asked_for(given):
     with pytest.raises(UserError) as error:
-        TokenizerTask(load_recipe(TokenizerRecipe, "softvq-s-64", [f"{given}=x"]), None, None)
+        TokenizerTask(load_recipe(TokenizerRecipe, "softvq-s-64", [f"{given}=x"]))
     assert [key for key in FILES if f"{key}=" not in str(error.value)] == [given]
 
 

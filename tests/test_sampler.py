@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from softvq.errors import UserError
+from softvq.generator.config import SiTConfig
 from softvq.generator.diffusion import Diffusion
 from softvq.generator.guidance import Guided
 from softvq.generator.process import PROCESSES, TARGETS
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
-from softvq.generator.transformer import SiT, SiTConfig
+from softvq.generator.transformer import SiT
 
 STD = 0.4
 MEANS = torch.tensor([1.5, -1.0, 0.5], dtype=torch.float64)  # of two classes and the null class

@@ -1,10 +1,10 @@
 """The study from end to end, on tiles that are drawn here: half of them have a dark disk."""
 
 import json
+import os
 import re
 import shutil
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ from helpers.pictures import SIDE, tiles
 from killing import finish, start
 
 from softvq.evaluate.cost import Throughput
+from softvq.outputs import RECORD, Record
 from softvq.study.photos.inspect import inspect_photos
 from softvq.study.settings import Known, Settings
-from softvq.study.study import open_detector, run_study
-from softvq.train.summary import noise_store
+from softvq.study.study import TOLD, WORK, open_detector, run_study
 
 
 def results(out):
@@ -40,6 +40,20 @@ def test_what_was_planted_is_reported(studied):
     assert found["splits"]["val"]["photos"] == 16
     report = (studied / "out" / "report.html").read_text()
     assert "train/good/bad.png" in report and "val/good/again.png" in report
+
+
+def test_every_file_is_claimed_and_the_user_s_stay(studied, tmp_path, capsys):
+    """Also one that is put where a study that was stopped has not come to yet."""
+    out, half = studied / "out", tmp_path / "half"
+    files = {name for name in os.listdir(out) if not name.startswith(".")}
+    assert files - {RECORD} == {*WORK, *TOLD} == set(Record.read(out).files)
+    shutil.copytree(out, half, ignore=lambda folder, names: {*TOLD} & {*names})
+    record = asdict(Record.read(out)) | {"files": WORK}
+    (half / RECORD).write_text(json.dumps(record))
+    (half / "report.html").write_text("theirs")
+    assert study(studied / "photos", studied / "masks", half, "--drop-leaks") == 2
+    assert "report.html: is there, and this command did not write it" in capsys.readouterr().err
+    assert (half / "report.html").read_text() == "theirs"
 
 
 def test_what_is_printed_is_the_study_s_own(studied):
@@ -138,6 +152,7 @@ def test_good_photos_alone_train_no_detector(tmp_path):
     assert found.train.classes == ["good", "hole"] and set(found.train.labels) == {0}
     settings = Settings(str(photos), (SIDE, SIDE))
     assert open_detector(found, [], settings, tmp_path / "out") is None
+    assert not (tmp_path / "out").exists()
     said = {remark.code: remark.values for remark in found.facts.remarks}
     assert said["one_class"] == {"class": "good"} and "imbalance" not in said
 
@@ -205,11 +220,3 @@ def test_kill_minus_9_changes_no_result(tmp_path):
     for found in (one, two):
         del found["times"], found["speeds"], found["command"]
     assert one == two
-
-
-def test_training_photos_of_one_class_teach_no_detector(tmp_path):
-    """MVTec's layout: the defects are held out, and only good photos are for training."""
-    noise = noise_store(4, (16, 16), 1.0, ["bent", "good"])
-    good = replace(noise, labels=np.ones(4, np.int64))
-    assert open_detector(SimpleNamespace(train=good), [], None, tmp_path) is None
-    assert not list(tmp_path.iterdir())

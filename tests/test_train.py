@@ -27,7 +27,8 @@ from softvq.probe import Probe
 from softvq.recipe import ProbeRecipe, TokenizerRecipe, TrainConfig, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.lpips import LPIPS
-from softvq.tokenizer.objective import Objective, ObjectiveConfig
+from softvq.tokenizer.objective import Objective
+from softvq.tokenizer.terms import ObjectiveConfig
 from softvq.train import loop
 from softvq.train.checkpoint import load_newest, save_checkpoint
 from softvq.train.folder import Journal, open_run
@@ -523,14 +524,14 @@ def test_init_starts_from_the_given_weights_and_wants_their_shape(tmp_path):
     recipe = load_recipe(TokenizerRecipe, "tiny", [f"init={tmp_path}"])
     trained = Tokenizer(recipe.model)
     trained.save_pretrained(tmp_path)
-    task = TokenizerTask(recipe, None, None)
+    task = TokenizerTask(recipe)
     assert all(
         torch.equal(one, two)
         for one, two in zip(task.model.parameters(), trained.parameters(), strict=True)
     )
     other = load_recipe(TokenizerRecipe, "tiny", [f"init={tmp_path}", "model.tokens=4"])
     with pytest.raises(UserError, match=r"not of the recipe's shape; add model.tokens=8"):
-        TokenizerTask(other, None, None)
+        TokenizerTask(other)
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
@@ -545,7 +546,7 @@ def test_every_precision_can_be_given_on_the_command_line(precision):
 
 def adversarial(*more: str) -> TokenizerTask:
     settings = ["adversary.weight=0.2", "adversary.width=8", "adversary.depth=2"]
-    return TokenizerTask(load_recipe(TokenizerRecipe, "tiny", [*settings, *more]), None, None)
+    return TokenizerTask(load_recipe(TokenizerRecipe, "tiny", [*settings, *more]))
 
 
 def batch(seen: int):
@@ -604,7 +605,7 @@ def test_the_adaptive_weight_sets_the_ratio_of_gradients():
 
 
 def test_no_weight_no_adversary():
-    task = TokenizerTask(load_recipe(TokenizerRecipe, "tiny", []), None, None)
+    task = TokenizerTask(load_recipe(TokenizerRecipe, "tiny", []))
     assert task.adversary is None and task.teacher is None and task.model.head is None
     assert list(task.objective.parameters()) == []
 
@@ -626,14 +627,23 @@ def test_lpips_rises_linearly_over_its_warmup(monkeypatch):
     assert at_once(photos(), photos(), 0)["lpips"] == pytest.approx(1.0)
 
 
-def test_lpips_without_its_file_is_refused_before_training(tmp_path):
-    for path, message in (
-        ("null", "give objective.lpips_vgg=FILE"),
-        (tmp_path / "none.pth", "no such file"),
-    ):
-        settings = ["objective.lpips=1", f"objective.lpips_vgg={path}"]
-        with pytest.raises(UserError, match=message):
-            TokenizerTask(load_recipe(TokenizerRecipe, "tiny", settings), None, None)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["objective.lpips=1"], "give objective.lpips_vgg=FILE"),
+        (["objective.lpips=1", "objective.lpips_vgg=nowhere"], "nowhere: no such file"),
+        (["adversary.weight=1", "adversary.discriminator=dino", "adversary.dino=nowhere"],
+         "nowhere: no such file"),
+        (["encoder_init=nowhere", "model.layer_scale=1e-5", "model.stem=patch",
+          "model.class_token=true"], "nowhere: no such"),
+        (["init=nowhere"], "nowhere: no such"),
+        (["alignment.weight=1", "alignment.teacher=nowhere"], "nowhere: "),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_refused_before_photos_are_decoded(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train_tokenizer(load_recipe(TokenizerRecipe, "tiny", settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_objective_is_the_weighted_sum_of_its_closed_forms():

@@ -200,10 +200,11 @@ class _Photos:
             for name in near
             if split_of(name) in (None, split or split_of(name)) and _agree(_road(name), want)
         ]
-        for closer in (
+        nearer: list[Callable[[str], bool]] = [
             lambda name: PurePosixPath(name).name == PurePosixPath(called).name,
             lambda name: len(_road(name)) == len(want),
-        ):
+        ]
+        for closer in nearer:
             if len(fits) > 1:
                 fits = [name for name in fits if closer(name)] or fits
         if len(fits) > 1:

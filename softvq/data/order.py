@@ -22,7 +22,7 @@ class Crop(NamedTuple):
     mirrored: bool
 
 
-class Crops(torch.utils.data.Dataset):
+class Crops(torch.utils.data.Dataset[Crop]):
     """Training pictures, addressed by (index, position) from ``Positions``.
 
     An item is a :class:`Crop`. With ``augment`` it is a random crop, whose sides are 1/margin to 1

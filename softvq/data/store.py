@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -169,7 +169,7 @@ def _build(
     index: Path,
     fingerprint: str,
     progress: bool,
-) -> dict:
+) -> dict[str, Any]:
     """Decode the listing into ``pixels`` and describe it in ``index``; returns the description."""
     count = len(listing.names)
 
@@ -232,7 +232,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _fingerprint(listing: Listing, kind: list) -> str:
+def _fingerprint(listing: Listing, kind: list[Any]) -> str:
     """A hash of all that decides the content of a store."""
     files = []
     for path in listing.paths:
@@ -247,15 +247,16 @@ def _fingerprint(listing: Listing, kind: list) -> str:
     )
 
 
-def _read_index(path: Path) -> dict | None:
+def _read_index(path: Path) -> dict[str, Any] | None:
     """The description of a store, or None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
-def _matching(index: Path, pixels: Path, fingerprint: str) -> dict | None:
+def _matching(index: Path, pixels: Path, fingerprint: str) -> dict[str, Any] | None:
     """The description of the store, if it is the wanted one and its pixels are all there."""
     meta = _read_index(index)
     try:

@@ -23,9 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from softvq.generator.config import MARConfig, TransformerConfig
 from softvq.generator.families import GENERATORS
-from softvq.generator.mar import MAR, MARConfig, known_counts
-from softvq.generator.transformer import TransformerConfig
+from softvq.generator.mar import MAR, known_counts
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 GeneratorConfig = TransformerConfig | MARConfig

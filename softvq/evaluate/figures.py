@@ -21,8 +21,8 @@ from softvq.evaluate.cost import (
     training_cost,
 )
 from softvq.evaluate.systems import System
+from softvq.generator.config import MARConfig
 from softvq.generator.families import family_of
-from softvq.generator.mar import MARConfig
 from softvq.pipeline import Pipeline
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 

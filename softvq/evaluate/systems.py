@@ -12,7 +12,7 @@ from typing import Any
 from softvq import models
 from softvq.errors import UserError
 from softvq.evaluate.cost import GeneratorConfig
-from softvq.generator.transformer import DiTConfig, SiTConfig
+from softvq.generator.config import DiTConfig, SiTConfig
 from softvq.models import DiffusersTokenizer
 from softvq.recipe import (
     GeneratorRecipe,

@@ -5,7 +5,7 @@ Every family works on normalised latents [B, L, C], whatever its network takes:
     loss(network, x0, y, config, time, rng) -> [B]      time: a key of TIME_LAWS, or the family's
     sample(network, streams, y, **options) -> latents [B, L, C]      see each for its options
 
-A new family is one entry.
+A new family is one entry here, beside that of its config in CONFIGS.
 """
 
 import inspect
@@ -18,21 +18,26 @@ from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.generator import mar
+from softvq.generator.config import CONFIGS, TransformerConfig
 from softvq.generator.guidance import Guided
 from softvq.generator.process import training_loss
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
-from softvq.generator.transformer import DiT, DiTConfig, SiT, SiTConfig, TransformerConfig
+from softvq.generator.transformer import DiT, SiT
 
 
 @dataclass(frozen=True)
 class Family:
-    """``time`` is how training times are drawn where nothing else is said: a key of TIME_LAWS."""
+    """What a family is: its config, of CONFIGS, its network, and the two functions above."""
 
-    config: type
+    config: Any
     network: Any
-    time: str
     loss: Callable[..., Tensor]
     sample: Callable[..., Tensor]
+
+    @property
+    def time(self) -> str:
+        """How training times are drawn where nothing else is said: a key of TIME_LAWS."""
+        return self.config.time_law
 
     @property
     def options(self) -> dict[str, Any]:
@@ -142,9 +147,9 @@ def mar_sample(
 
 
 GENERATORS: dict[str, Family] = {
-    "sit": Family(SiTConfig, SiT, "lognormal", transformer_loss, transformer_sample),
-    "dit": Family(DiTConfig, DiT, "uniform", transformer_loss, transformer_sample),
-    "mar": Family(mar.MARConfig, mar.MAR, "lognormal", mar.training_loss, mar_sample),
+    "sit": Family(CONFIGS["sit"], SiT, transformer_loss, transformer_sample),
+    "dit": Family(CONFIGS["dit"], DiT, transformer_loss, transformer_sample),
+    "mar": Family(CONFIGS["mar"], mar.MAR, mar.training_loss, mar_sample),
 }
 
 

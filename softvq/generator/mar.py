@@ -16,19 +16,21 @@ Shapes: B batch, L tokens, C channels, D width, V visible and M hidden tokens, V
 N tokens of any number of images in one row.
 """
 
+# To torch a network that is called gives Any.
+# mypy: disable-error-code="no-any-return"
+
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from softvq.checks import check_fields
 from softvq.errors import UserError
+from softvq.generator.config import MARConfig
 from softvq.generator.guidance import Guided
 from softvq.generator.process import LINEAR, TIME_LAWS, denoising_loss, drop_labels
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
@@ -36,69 +38,6 @@ from softvq.generator.transformer import FinalLayer, layer_norm
 from softvq.io import load_model, save_model
 from softvq.layers import LabelEmbedder, Mlp, TimeEmbedder, modulate
 from softvq.tokenizer.vit import Block
-
-
-@dataclass(frozen=True)
-class MARConfig:
-    """Shape of a masked autoregressive generator. UserError if the fields do not fit together.
-
-    tokens, channels:        the latents [B, L, C] it works on
-    num_classes:             labels are 0..num_classes-1 and num_classes is the null class;
-                             0 makes an unconditional model, which knows the null class only
-    width, depth, heads:     of the encoder, and of the decoder again
-    head_width, head_depth:  of the MLP that draws a token
-    buffer:                  sequence positions that carry the class; the paper's 64 go with its
-                             256 tokens
-    label_dropout:           probability with which training replaces a label by the null class
-    repeats:                 noise levels that training draws for each hidden token: the head is
-                             cheap beside the transformers
-    tokenizer:               fingerprint of the tokenizer whose tokens it learned, None if not known
-    """
-
-    tokens: int
-    channels: int
-    num_classes: int
-    width: int
-    depth: int
-    heads: int
-    head_width: int
-    head_depth: int
-    buffer: int = 16
-    label_dropout: float = 0.1
-    repeats: int = 4
-    tokenizer: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            "generator: ",
-            above_0=(
-                *("tokens", "channels", "width", "depth", "heads"),
-                *("head_width", "head_depth", "buffer", "repeats"),
-            ),
-            not_below_0=("num_classes",),
-            shares=("label_dropout",),
-        )
-        if self.width % self.heads:
-            raise UserError(
-                f"generator: width {self.width} must be divisible by heads {self.heads}"
-            )
-
-    @classmethod
-    def sized(cls, size: str, tokens: int, channels: int, num_classes: int, **others: Any) -> Self:
-        """A size of SIZES for these tokens; ``others`` are further fields. Raises UserError."""
-        if size not in SIZES:
-            raise UserError(f"generator: size '{size}' is none of {', '.join(SIZES)}")
-        return cls(tokens, channels, num_classes, **SIZES[size], **others)
-
-
-# The published sizes, and one for tests.
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 64, "depth": 2, "heads": 2, "head_width": 64, "head_depth": 2},
-    "B": {"width": 768, "depth": 12, "heads": 12, "head_width": 1024, "head_depth": 6},
-    "L": {"width": 1024, "depth": 16, "heads": 16, "head_width": 1280, "head_depth": 8},
-    "H": {"width": 1280, "depth": 20, "heads": 16, "head_width": 1536, "head_depth": 12},
-}
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -5,29 +5,17 @@ gives out into a frozen vision model's features of the clean image, and the loss
 negative cosine of the two. The head is left behind when the generator is saved.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softvq.errors import UserError
+from softvq.generator.config import HiddenAlignmentConfig
 from softvq.generator.families import family_of
 from softvq.generator.transformer import TokenTransformer, hidden_states
-from softvq.tokenizer.alignment import HEADS, AlignmentConfig, Head
-
-
-@dataclass
-class HiddenAlignmentConfig(AlignmentConfig):
-    """An AlignmentConfig whose L "latents" are the tokens of the transformer, after ``block``.
-
-    weight: the paper's is 0.5, with block 8 of 28.
-    cache: compute the features of all stored views once and keep them in the run's folder. Without
-        it the teacher sees the pictures of every batch again.
-    """
-
-    hidden: int = 2048
-    block: int = 8
+from softvq.tokenizer.alignment import HEADS, Head
 
 
 class Learning(nn.Module):

@@ -4,22 +4,21 @@ Shapes: B batch, L positions, C channels, D width, N tokens of the transformer. 
 shapes are those of the reference implementation's checkpoints.
 """
 
-import math
+# To torch a network that is called gives Any.
+# mypy: disable-error-code="no-any-return"
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from softvq.checks import check_fields
 from softvq.errors import UserError
-from softvq.generator.diffusion import Diffusion
-from softvq.generator.picture import Picture, picture_grid
-from softvq.generator.process import PROCESSES, Process
+from softvq.generator.config import DiTConfig, SiTConfig, TransformerConfig
+from softvq.generator.picture import Picture
 from softvq.io import load_model, save_model
 from softvq.layers import (
     Attention,
@@ -38,160 +37,6 @@ MLPS: dict[str, Callable[..., nn.Module]] = {
     "gelu": partial(Mlp, approximate="tanh"),
     "swiglu": SwiGLU,
 }
-
-MOST_TIMESTEPS = 100_000
-
-# The published sizes, and one for tests.
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 64, "depth": 2, "heads": 2},
-    "S": {"width": 384, "depth": 12, "heads": 6},
-    "B": {"width": 768, "depth": 12, "heads": 12},
-    "L": {"width": 1024, "depth": 24, "heads": 16},
-    "XL": {"width": 1152, "depth": 28, "heads": 16},
-}
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Shape of a generator. Raises UserError if the fields do not fit together.
-
-    tokens, channels:     the latents it works on: L positions of C channels
-    num_classes:          labels are 0..num_classes-1 and num_classes is the null class;
-                          0 makes an unconditional model, which knows the null class only
-    width, depth, heads:  of the transformer; mlp_ratio is its MLP's width over ``width``
-    qk_norm:              a norm on each head's queries and keys
-    label_dropout:        probability with which training replaces a label by the null class
-    patch:                None: latents are sequences [B, L, C], one token per position. p: latents
-                          are maps [B, C, H, W] with L = H * W, one token per p x p positions
-    rows:                 H of a map; None for a square one
-    picture:              the tokens are a picture's spectrum (``network: spectral``), and the
-                          transformer's tokens patches of that picture, see ``generator.picture``
-    norm, mlp:            "layer" | "rms", "gelu" | "swiglu"
-    rotary:               turns queries and keys by their positions, beside the fixed positions
-    tokenizer:            fingerprint of the tokenizer whose tokens it learned, None if not known
-    """
-
-    tokens: int
-    channels: int
-    num_classes: int
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-    qk_norm: bool = False
-    label_dropout: float = 0.1
-    patch: int | None = None
-    rows: int | None = None
-    picture: bool = False
-    norm: Literal["layer", "rms"] = "layer"
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    rotary: bool = False
-    tokenizer: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            "generator: ",
-            above_0=(
-                *("tokens", "channels", "width", "depth", "heads"),
-                *("mlp_ratio", "patch", "rows"),
-            ),
-            not_below_0=("num_classes",),
-            shares=("label_dropout",),
-        )
-        if self.width % 2 or self.width % self.heads:
-            raise UserError(
-                f"generator: width {self.width} must be even and divisible by heads {self.heads}"
-            )
-        if self.picture and self.patch is not None:
-            raise UserError("generator: a picture has patches of its own; set patch=null")
-        axes = 2 if self.patch or self.picture else 1
-        if self.rotary and self.width // self.heads % (2 * axes):
-            raise UserError(
-                f"generator: rotary positions need heads of {2 * axes}n channels, "
-                f"got {self.width // self.heads}"
-            )
-        if self.patch is None:
-            return
-        rows, columns = self.latent_shape[1:]
-        if rows * columns != self.tokens or rows % self.patch or columns % self.patch:
-            raise UserError(
-                f"generator: {self.tokens} tokens are no map of {rows} rows that patch "
-                f"{self.patch} divides; give rows"
-            )
-
-    @classmethod
-    def sized(cls, size: str, tokens: int, channels: int, num_classes: int, **others: Any) -> Self:
-        """A size of SIZES for these tokens; ``others`` are further fields. Raises UserError."""
-        if size not in SIZES:
-            raise UserError(f"generator: size '{size}' is none of {', '.join(SIZES)}")
-        return cls(tokens, channels, num_classes, **SIZES[size], **others)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of one image's latents: (L, C), or (C, H, W) with a patch."""
-        if self.patch is None:
-            return self.tokens, self.channels
-        rows = self.rows or math.isqrt(self.tokens)
-        return self.channels, rows, self.tokens // rows
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of transformer tokens; a sequence is one row."""
-        if self.picture:
-            return picture_grid(self.tokens, self.channels)
-        if self.patch is None:
-            return 1, self.tokens
-        _, rows, columns = self.latent_shape
-        return rows // self.patch, columns // self.patch
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of a prediction."""
-        return self.channels
-
-    @property
-    def process(self) -> Process:
-        """What the network's predictions mean, for losses and samplers."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SiTConfig(TransformerConfig):
-    """Adds the interpolant, "linear" | "cosine", and the target: "v", "eps" or "x0"."""
-
-    interpolant: Literal["linear", "cosine"] = "linear"
-    target: Literal["v", "eps", "x0"] = "v"
-
-    @property
-    def process(self) -> Process:
-        return PROCESSES[self.interpolant](self.target)
-
-
-@dataclass(frozen=True)
-class DiTConfig(TransformerConfig):
-    """Adds the diffusion, see :class:`Diffusion`, and whether its variance is learned."""
-
-    target: Literal["v", "eps", "x0"] = "eps"
-    schedule: Literal["linear", "cosine"] = "linear"
-    timesteps: int = 1000
-    learn_variance: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
-            raise UserError(
-                f"generator: timesteps must be in 1 .. {MOST_TIMESTEPS:,}, got {self.timesteps}"
-            )
-        _ = self.process  # which checks that the schedule has so few
-
-    @property
-    def out_channels(self) -> int:
-        return 2 * self.channels if self.learn_variance else self.channels
-
-    @property
-    def process(self) -> Diffusion:
-        return Diffusion(self.target, self.schedule, self.timesteps)
 
 
 def layer_norm(width: int, kind: str = "layer") -> nn.Module:

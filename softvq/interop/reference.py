@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softvq.errors import UserError
+from softvq.errors import UserError, unknown_key
 from softvq.io import (
     build,
     check_fit,
@@ -23,7 +23,6 @@ from softvq.io import (
     make_config,
     read_config,
     save_tensors,
-    unknown_key,
     write_atomically,
 )
 from softvq.tokenizer.config import TokenizerConfig

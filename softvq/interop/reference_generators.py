@@ -7,8 +7,9 @@ names and shapes of ours.
 from pathlib import Path
 from typing import Any
 
-from softvq.errors import UserError
-from softvq.generator.transformer import DiT, SiT, TokenTransformer, TransformerConfig
+from softvq.errors import UserError, unknown_key
+from softvq.generator.config import TransformerConfig
+from softvq.generator.transformer import DiT, SiT, TokenTransformer
 from softvq.io import (
     build,
     check_weights,
@@ -17,7 +18,6 @@ from softvq.io import (
     make_config,
     read_config,
     tensor_shapes,
-    unknown_key,
 )
 
 # Our fields and theirs, for either network.

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softvq.data.table import read_rows
-from softvq.errors import UserError
-from softvq.io import unknown_key
+from softvq.errors import UserError, unknown_key
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from softvq.errors import UserError
-
-Hold = Literal["channels", "floats", "both"]
-Bottleneck = Literal["softvq", "kl", "vq", "ae"]
-Fit = Literal["crop", "stretch"]
+from softvq.options import Bottleneck, Fit, Hold
 
 PATCHES = 8  # along each side: the work of a photo is then the same at every size
 MOST_PIXELS = 2048  # along each side

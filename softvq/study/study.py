@@ -20,12 +20,12 @@ from softvq.data import Store
 from softvq.errors import UserError
 from softvq.evaluate.detector import Detector, train_detector
 from softvq.models import open_tokenizer
-from softvq.outputs import RECORD, claimed, refuse_overlap
+from softvq.outputs import Record, claimed, refuse_overlap
 from softvq.study.clock import TIMES, Clock
 from softvq.study.judging.bench import Bench
 from softvq.study.judging.criteria import Criteria, load_criteria
 from softvq.study.photos.inspect import Inspection, drop_leaks, inspect_photos, refuse
-from softvq.study.records import Results, write
+from softvq.study.records import ORIGINALS, Results, write
 from softvq.study.regions import Region, find_regions
 from softvq.study.results import collect_results
 from softvq.study.settings import Known, Settings
@@ -33,7 +33,10 @@ from softvq.study.telling.report import write_reports
 from softvq.study.trying.arms import make_arms
 from softvq.study.trying.rungs import PLAN, train_arms
 from softvq.tokenizer import Tokenizer, TokenizerConfig
-from softvq.train.folder import claim
+from softvq.train.folder import RECIPE, claim
+
+WORK = (TIMES, "photos", "data.json", RECIPE, "detector", PLAN, "arms", ORIGINALS)
+TOLD = ("results.json", "results.csv", "report.html")
 
 
 def run_study(
@@ -49,10 +52,11 @@ def run_study(
     refuse_overlap(settings.data, out)
     refuse_older(out)
     with claimed(out, "study", {}) as held:
-        held.expect([TIMES])
+        held.expect(WORK, later=TOLD)
         results = find_results(settings, known, required, source, out)
         if results is None:
             return False
+        held.expect([*WORK, *TOLD])
         write(results, out / "results.json")
         path = write_reports(out, lang)
     chosen = results.recommendation.arm
@@ -87,8 +91,9 @@ def find_results(
 
 
 def refuse_older(out: Path) -> None:
-    """Raises UserError if there is a study of a version that kept no record of its files."""
-    if (out / PLAN).is_file() and not (out / RECORD).is_file():
+    """Raises UserError if there is a study of a version whose record lacks its files."""
+    record = Record.read(out)
+    if (out / PLAN).is_file() and (record is None or PLAN not in record.files):
         raise UserError(f"{out}: holds a study of an older softvq; begin again in another --out")
 
 

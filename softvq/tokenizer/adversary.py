@@ -1,55 +1,16 @@
 """The adversarial term: a discriminator, its losses and its regularisers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.checks import check_fields
-from softvq.errors import check_ranges
 from softvq.tokenizer.augment import diff_augment
 from softvq.tokenizer.discriminator import DinoDiscriminator, FrozenViT, PatchGAN, held
+from softvq.tokenizer.terms import AdversaryConfig
 
 LECAM_DECAY = 0.999
-
-
-@dataclass
-class AdversaryConfig:
-    """The adversary of a tokenizer; ``weight`` 0 leaves it out whole.
-
-    weight: of the generator's loss in the objective.  adaptive: times the ratio of gradients at
-        the decoder's last layer (:func:`adaptive_weight`).
-    start: images seen before anything adversarial is computed.  lr: of the discriminator.
-    discriminator: patchgan, of ``width`` channels and ``depth`` halvings, or dino, on the frozen
-        ViT in the local file or folder ``dino``.
-    loss: hinge | non_saturating | vanilla.
-    augment: probability of each DiffAugment operation (Zhao et al. 2020).
-    consistency: weight of logits not changing under augmentation (Zhang et al. 2020).
-    lecam: weight of the pull towards the logits' running means (Tseng et al. 2021).
-    """
-
-    weight: float = 0.0
-    adaptive: bool = False
-    start: int = 0
-    lr: float = 1e-4
-    discriminator: Literal["patchgan", "dino"] = "patchgan"
-    width: int = 64
-    depth: int = 3
-    dino: str | None = None
-    loss: Literal["hinge", "non_saturating", "vanilla"] = "hinge"
-    augment: float = 0.5
-    consistency: float = 0.0
-    lecam: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "adversary.")
-        check_ranges(
-            self, "adversary", weight=(0, 1e6), start=(0, 10**12), lr=(0, 10), width=(1, 4096),
-            depth=(1, 8), augment=(0, 1), consistency=(0, 1e6), lecam=(0, 1e6),
-        )  # fmt: skip
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:

@@ -6,41 +6,14 @@ into a prediction of them, and the loss is the mean negative cosine of the two. 
 with the tokenizer and left behind when it is saved; the teacher is neither trained nor saved.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.checks import check_fields
 from softvq.eye import CHANNELS, STRIDE, Eye
 from softvq.layers import full_precision
-
-
-@dataclass
-class AlignmentConfig:
-    """``weight`` of the term; 0 leaves it out and loads nothing.
-
-    teacher: ``eye`` for the network in the package, seen at 224 pixels in 14 x 14 places, or
-        ``eye-7x7`` in 7 x 7, deeper in; or the directory of a vision transformer as transformers
-        saves it (DINOv2, DINOv3, CLIP, SigLIP, SigLIP 2 of a fixed size, MAE, ViT), or with
-        ``download`` its name on the hub.
-    scheme: how L latents meet N patches: repeat | global | pool | cross-attention.
-    hidden: width of the head.
-    cache: compute the features of all photos once and keep them in the run's folder. For whole
-        photos (data.margin 1), mirrored or not: a random crop has features of its own.
-    """
-
-    weight: float = 0.0
-    teacher: str | None = None
-    download: bool = False
-    scheme: Literal["repeat", "global", "pool", "cross-attention"] = "repeat"
-    hidden: int = 1024
-    cache: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self, "alignment.", above_0=("hidden",), not_below_0=("weight",))
 
 
 class Teacher(nn.Module):

@@ -9,73 +9,90 @@ from softvq.errors import UserError
 
 @dataclass
 class TokenizerConfig:
-    """Everything that fixes a tokenizer's shape. Flat, saved as config.json. UserError.
+    """Everything that fixes a tokenizer's shape. Flat, saved as config.json.
 
-    height, width: pixels of the images it was trained on, divisible by ``patch``.
-    tokens, channels: L and C; an image is kept as L x C floats.
-    network: vit (any number of tokens, see :mod:`softvq.tokenizer.vit`) | cnn (one token per cell
-        of a grid, see :mod:`softvq.tokenizer.cnn` for how it reads ``patch``, ``encoder_*`` and
-        ``decoder_*``) | spectral (tokens that start as the picture's spectrum, see
-        :mod:`softvq.tokenizer.spectral`).
-    nested: the first k tokens are the same however many are computed, and any k can be decoded
-        (vit, spectral); which k training meets is said in the objective.
-    bottleneck: softvq | gmm | vq | kl | ae.
-    codebook_size, codebooks: K codewords in each of the codebooks (SoftVQ; VQ has one).
-    tau, entropy_tau: temperatures of the assignment and of its entropy term.
-    gain: rescale soft mixtures by one learned factor (SoftVQ).
-    entropy_weight, commitment, kl_weight: weights of the bottleneck's own losses.
-    entropy_pooled: average assignments over all codebooks, as if codeword k of each were the same
-        one, which is how the published weights were trained; False: one entropy per codebook.
-    assignment, codebook_axis, levels: see :class:`softvq.tokenizer.softvq.SoftVQ`.
-    vq_update, ema_decay: see :class:`softvq.tokenizer.vq.VQ`.
-    free_bits: nats that each channel may hold at no lower cost (KL).
-
-    refine_width, refine_depth: channels and residual blocks over cells of half a patch (spectral).
-
-    Of the vit; elsewhere they have no effect:
-
-    encoder_heads, decoder_heads, class_token.
-    stem: patch (one convolution) | conv (two).  layer_scale: initial LayerScale, None for none.
-    rope: none | axial (fixed) | mixed (learned) rotary positions of the patches; rope_theta.
+    Raises UserError for values that cannot be, alone or together.
     """
 
     height: int = 256
+    """Height of the images that it is trained on, in pixels; a multiple of patch."""
     width: int = 256
+    """Width of the images that it is trained on, in pixels; a multiple of patch."""
     patch: int = 16
+    """Side of the squares that the encoder cuts images into, in pixels."""
     tokens: int = 64
+    """Tokens L of an image, which is kept as L x C floats."""
     channels: int = 32
+    """Channels C: the numbers of a token."""
     network: Literal["vit", "cnn", "spectral"] = "vit"
+    """A vit has any number of tokens, a cnn one for each cell of a grid; tokens of spectral start
+    as the picture's spectrum."""
     nested: bool = False
+    """The first k tokens are the same however many are computed, and any k can be decoded (vit,
+    spectral)."""
     rope: Literal["none", "axial", "mixed"] = "none"
+    """Rotary positions of a vit's patches: axial ones are fixed, mixed ones learned."""
     rope_theta: float = 10.0
+    """Base of the frequencies of rotary positions."""
     bottleneck: Literal["softvq", "gmm", "vq", "kl", "ae"] = "softvq"
+    """What a token may be: a soft mixture of codewords, the same under a Gaussian mixture, one
+    codeword, a draw from a Gaussian, or anything."""
     codebook_size: int = 8192
+    """Codewords K of each codebook."""
     codebooks: int = 1
+    """Codebooks, each for its own part of the tokens or channels; vq has one."""
     tau: float = 0.07
+    """Temperature of the soft assignment; towards 0 a token is one codeword."""
     l2_norm: bool = True
+    """Tokens and codewords are scaled to length 1 before they meet."""
     gain: bool = False
+    """Rescale soft mixtures by one learned factor."""
     entropy_weight: float = 0.01
+    """Weight of the loss that wants sure assignments and a codebook in use (softvq, gmm, vq)."""
     entropy_tau: float = 0.01
+    """Temperature of the assignments in that loss."""
     commitment: float = 0.25
+    """Weight of the loss that pulls the encoder to its codewords (vq)."""
     kl_weight: float = 1e-6
+    """Weight of the divergence from a normal distribution (kl)."""
     encoder_width: int = 384
+    """Width of the encoder: of its blocks, or of a cnn's first stage."""
     encoder_depth: int = 12
+    """Blocks of the encoder; of a cnn, in each stage."""
     encoder_heads: int = 6
+    """Attention heads of a vit's encoder."""
     decoder_width: int = 384
+    """Width of the decoder: of its blocks, or of a cnn's last stage."""
     decoder_depth: int = 12
+    """Blocks of the decoder; of a cnn, in each stage."""
     decoder_heads: int = 6
+    """Attention heads of a vit's decoder."""
     stem: Literal["patch", "conv"] = "patch"
+    """How a vit reads patches: by one convolution, or by two."""
     class_token: bool = True
+    """The encoder of a vit has a class token, as DINOv2."""
     layer_scale: float | None = 1e-5
+    """Initial LayerScale of a vit's blocks; null for none."""
     entropy_pooled: bool = False
+    """Average assignments over all codebooks, as if codeword k of each were the same one, which is
+    how the published weights were trained; without it each codebook has its own entropy."""
     assignment: Literal["cosine", "euclidean"] = "cosine"
+    """Which codewords are near (softvq): by the cosine, as released, or by the distance, as in the
+    paper."""
     codebook_axis: Literal["tokens", "channels"] = "tokens"
+    """What several codebooks share out: segments of the tokens, or groups of their channels."""
     levels: int = 1
+    """Levels of residual quantisation: each has codebooks of its own, for what is left (softvq)."""
     vq_update: Literal["gradient", "ema", "simvq"] = "gradient"
+    """How vq's codewords learn: by gradients, as moving averages, or through one linear map."""
     ema_decay: float = 0.99
+    """Decay of those moving averages."""
     free_bits: float = 0.0
+    """Nats that each channel may hold at no lower cost (kl)."""
     refine_width: int = 48
+    """Channels of the residual blocks over cells of half a patch (spectral)."""
     refine_depth: int = 4
+    """Residual blocks over cells of half a patch (spectral)."""
 
     def __post_init__(self) -> None:
         networks = [

@@ -16,15 +16,17 @@ from softvq.data import Positions, find_photos
 from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
+from softvq.generator.config import HiddenAlignmentConfig
 from softvq.generator.families import GENERATORS
-from softvq.generator.objective import HiddenAlignmentConfig, Learning
+from softvq.generator.objective import Learning
 from softvq.models import open_teacher as open_vision_model
 from softvq.models import open_tokenizer
+from softvq.options import BATCH
 from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.alignment import Teacher, negative_cosine
-from softvq.tokens import BATCH, TokenSet, Views, read_tokens, write_tokens
+from softvq.tokens import TokenSet, Views, read_tokens, write_tokens
 from softvq.train.features import stored_features
 from softvq.train.folder import open_run
 from softvq.train.loop import train
@@ -66,7 +68,7 @@ class TokenBatch:
     aimed_at: Tensor | None = None
 
 
-class Entries(Dataset):
+class Entries(Dataset[tuple[Tensor, ...]]):
     """Tokens [L, C], label and, with an aim, its item; addressed by (entry, position)."""
 
     def __init__(self, tokens: TokenSet, aim: Aim | None):

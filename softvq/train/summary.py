@@ -21,7 +21,7 @@ from softvq.train.generator import Aim, GeneratorTask, open_teacher
 from softvq.train.loop import resolve_precision
 from softvq.train.players import Task
 from softvq.train.probe import ProbeTask
-from softvq.train.tokenizer import TokenizerTask, check_combination
+from softvq.train.tokenizer import TokenizerTask
 
 AnyRecipe = TokenizerRecipe | GeneratorRecipe | ProbeRecipe
 TRIAL = 5  # batches of a speed measurement; the first is not counted
@@ -114,10 +114,9 @@ def trial_task(recipe: AnyRecipe, classes: list[str]) -> tuple[Task, tuple[int, 
     batch = min(recipe.train.batch, PHOTOS)
     recipe = replace(recipe, train=replace(recipe.train, batch=batch, images=TRIAL * batch))
     if isinstance(recipe, TokenizerRecipe):
-        check_combination(recipe)
         size = recipe.model.height, recipe.model.width
         noise = noise_store(batch, size, recipe.data.margin, classes)
-        return TokenizerTask(recipe, noise, noise), size
+        return TokenizerTask(recipe).on(noise, noise), size
     if isinstance(recipe, ProbeRecipe):
         size = recipe.height, recipe.width
         noise = noise_store(batch, size, recipe.data.margin, classes)

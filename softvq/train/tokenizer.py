@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.adversary import Adversary, adaptive_weight
 from softvq.tokenizer.alignment import HEADS, Head, Teacher, negative_cosine
 from softvq.tokenizer.bottleneck import Tokens
-from softvq.tokenizer.objective import Objective, ObjectiveConfig
+from softvq.tokenizer.objective import Objective
+from softvq.tokenizer.terms import ObjectiveConfig
 from softvq.train.features import FeatureCache
 from softvq.train.folder import metrics, open_run
 from softvq.train.loop import train
@@ -122,13 +123,16 @@ def with_adapters(tokenizer: Tokenizer, rank: int, trainable: str) -> Any:
 class TokenizerTask:
     """Photos -> crops -> reconstruction. See :class:`softvq.train.players.Task`.
 
+    It opens every file that the recipe names, which raises UserError, before it is given photos.
     ``features`` may be set to the teacher's, computed before.
     """
 
     name = "tokenizer"
+    train_photos: Store
+    held_out: Store
 
-    def __init__(self, recipe: TokenizerRecipe, train_photos: Store, held_out: Store):
-        self.recipe, self.train_photos, self.held_out = recipe, train_photos, held_out
+    def __init__(self, recipe: TokenizerRecipe):
+        self.recipe = recipe
         check_combination(recipe)
         torch.manual_seed(recipe.train.seed)
         tokenizer = Tokenizer(recipe.model)
@@ -157,6 +161,11 @@ class TokenizerTask:
         self.players = [Player.model(self.model, self.loss, recipe.train)]
         if self.adversary is not None:
             self.players.append(adversary_player(self.adversary, self.adversary_loss, recipe))
+
+    def on(self, train_photos: Store, held_out: Store) -> Self:
+        """This task, with its photos."""
+        self.train_photos, self.held_out = train_photos, held_out
+        return self
 
     def batches(self, start: int, rank: int, world: int) -> Iterable[Batch]:
         data, config = self.recipe.data, self.recipe.train
@@ -301,15 +310,13 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
 
     ``photos_in``: where decoded photos are kept, for runs that share them; ``folder``/photos.
     """
-    check_combination(recipe)  # now: decoding many photos takes hours
-    if recipe.init:
-        open_init(recipe)
+    task = TokenizerTask(recipe)  # now: decoding many photos takes hours
     size = (recipe.model.height, recipe.model.width)
     find_photos(recipe.data.source)  # before a folder is made for them
     with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         cache = photos_in or folder / "photos"
         photos, held_out = open_photos(recipe.data, size, cache, say=photos_in is None)
-        task = TokenizerTask(recipe, photos, held_out)
+        task.on(photos, held_out)
         if task.teacher is not None and recipe.alignment.cache:
             state = PartialState(cpu=pick_device().type == "cpu")
             with state.main_process_first():  # the others find the files that it wrote

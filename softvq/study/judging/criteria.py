@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from softvq.errors import UserError
+from softvq.errors import UserError, unknown_key
 from softvq.evaluate.intervals import CONFIDENCE, Figure
-from softvq.io import unknown_key
 from softvq.study.judging.custom import Metric, open_metric
 from softvq.study.records import (
     ArmResult,

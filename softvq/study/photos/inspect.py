@@ -13,9 +13,8 @@ import numpy as np
 
 from softvq import images
 from softvq.data import Store, find_photos, open_store, split_of
-from softvq.errors import UserError
+from softvq.errors import UserError, unknown_key
 from softvq.evaluate.intervals import wilson
-from softvq.io import unknown_key
 from softvq.study.metadata import Metadata, read_metadata
 from softvq.study.photos.copies import find_duplicates, find_leaks, find_near_duplicates, sign
 from softvq.study.records import Facts, Leak, Remark, RemarkCode, Sizes, Skipped, SplitFacts, Splits

@@ -16,7 +16,7 @@ import numpy as np
 from softvq.evaluate.cost import generator_cost, tokenizer_cost
 from softvq.evaluate.intervals import mean
 from softvq.evaluate.systems import CLASSES
-from softvq.generator.transformer import SiTConfig
+from softvq.generator.config import SiTConfig
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.study.records import ArmCost
 from softvq.study.settings import PATCHES, Bottleneck, Settings
