@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softvq import options
-from softvq.errors import UserError
+from softvq.errors import UserError, check_there
 from softvq.fields import table
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def evaluate_reconstruction(asked: options.EvaluateReconstruction) -> Outcome:
     from softvq.quality import lengths_tried
     from softvq.tokenizer.lpips import LPIPS
 
+    check_there(masks=asked.masks)
     tokenizer = _tokenizer(asked)
     network = _features(asked) if asked.features else None
     lpips = LPIPS.from_file(asked.lpips).to(_device()) if asked.lpips else None

@@ -1,6 +1,7 @@
 """The exception and the warning that reach a user as a single line, without a traceback."""
 
 import difflib
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -27,6 +28,16 @@ def check_ranges(config: object, section: str, **ranges: tuple[float, float]) ->
         if not low <= (value := getattr(config, name)) <= high:
             key = f"{section}.{name}" if section else name
             raise UserError(f"{key} must be in {low:,} .. {high:,}, got {value:,}")
+
+
+def check_there(**paths: str | Path | None) -> None:
+    """Raises UserError for the first option whose path is not there; None passes.
+
+    For what is read only after hours of decoding photos.
+    """
+    for name, path in paths.items():
+        if path is not None and not Path(path).expanduser().exists():
+            raise UserError(f"{path}: no such file or folder; --{name} takes one that is there")
 
 
 def unknown_key(key: str, known: list[str], where: str) -> UserError:

@@ -326,6 +326,11 @@ ROWS = [
     (f"study {P} {O} --criteria {{at}}/binary.yaml", "binary.yaml"),
     (f"study {P} {O} --criteria {{at}}/deep.yaml", "deep.yaml"),
     (f"study {P} {O} --masks a --boxes b", "exclude each other"),
+    *[
+        (f"study {P} {O} --{name} {{at}}/nowhere", f"--{name} takes one that is there")
+        for name in ("masks", "boxes", "metadata")
+    ],
+    (f"evaluate reconstruction {T} {P} --masks {{at}}/nowhere", "nowhere: no such f"),
     (f"study {P} {O} --init {{at}}/empty", "empty"),
     (f"study --data {{at}}/nowhere {O}", "nowhere"),
     (f"study {P} --out {{at}}/photos/study", "photos"),

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from softvq.errors import UserError
+from softvq.errors import UserError, check_there
 from softvq.options import Bottleneck, Fit, Hold
 
 PATCHES = 8  # along each side: the work of a photo is then the same at every size
@@ -79,6 +79,8 @@ class Known:
     ``group`` (photos of one part are one piece of evidence) and ``subgroups`` (reported apart).
     normal: the classes without defects, None to go by their names.
     drop_leaks: leave out held-out photos that are in training too, rather than refuse them.
+
+    Raises UserError for a path that is not there.
     """
 
     masks: str | None = None
@@ -88,6 +90,9 @@ class Known:
     subgroups: tuple[str, ...] = ()
     normal: tuple[str, ...] | None = None
     drop_leaks: bool = False
+
+    def __post_init__(self) -> None:
+        check_there(masks=self.masks, boxes=self.boxes, metadata=self.metadata)
 
 
 def _one_of(what: str, name: str, known: tuple[str, ...]) -> None:
