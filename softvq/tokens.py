@@ -514,7 +514,8 @@ def _read_shard(path: Path, index: TokenIndex, latents: bool = True) -> Shard:
 
             def read(name: str, kind: str, shape: list[int]) -> Tensor:
                 check(name, kind, shape)
-                return file.get_tensor(name)
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
 
             shard = Shard(
                 torch.empty(0, index.tokens, index.channels),
