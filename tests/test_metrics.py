@@ -258,6 +258,16 @@ def test_masks():
     assert several.sum(axis=(1, 2)).tolist() == [28, 4]
 
 
+def test_many_pictures_are_measured_some_at_a_time_and_each_as_if_alone():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, pixels.AT_ONCE + 3, 12, 12, 3), dtype=np.uint8)
+    masks = rng.random(a.shape[:3]) < 0.5
+    for measure in (pixels.psnr_per_image, pixels.ssim_per_image):
+        together = measure(a, b, mask=masks)
+        alone = [measure(a[[i]], b[[i]], mask=masks[[i]])[0] for i in range(len(a))]
+        np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
 def test_an_empty_mask_has_no_value():
     test, ref = ARRAYS["test_u8"], ARRAYS["ref_u8"]
     masks = pixels.box_masks([[(0, 0, 30, 30)], []], *test.shape[2:])

@@ -12,7 +12,7 @@ file holds. ValueError for other shapes, and for two batches of different shapes
 left out of the mean, and a ValueError if no picture has one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]
 WINDOW, SIGMA = 11, 1.5  # pixels across SSIM's Gaussian window (Wang et al. 2004)
 K1, K2 = 0.01, 0.03
 BORDERS = ("crop", "reflect")
-LOOKED_AT = 32  # pictures that the eye sees at one time
+AT_ONCE = 32  # pairs of pictures
 
 
 def _unit(pictures: Pictures) -> Tensor:
@@ -50,6 +50,15 @@ def _pair(a: Pictures, b: Pictures, smallest: int = 1) -> tuple[Tensor, Tensor]:
     if min(x.shape[2:]) < smallest:
         raise ValueError(f"{x.shape[2]}x{x.shape[3]} pixels: at least {smallest} a side are needed")
     return x, y.to(x.device)
+
+
+def _pieces(
+    a: Pictures, b: Pictures, mask: Masks
+) -> Iterator[tuple[Pictures, Pictures, Masks]]:
+    """Some pairs at a time: in float64, with what is made of them, 600 would take gigabytes."""
+    for first in range(0, max(len(a), len(b), 1), AT_ONCE):
+        piece = slice(first, first + AT_ONCE)
+        yield a[piece], b[piece], None if mask is None else mask[piece]
 
 
 def _inside(mask: Masks, like: Tensor) -> Tensor:
@@ -93,6 +102,10 @@ def psnr_per_image(a: Pictures, b: Pictures, mask: Masks = None) -> np.ndarray:
 
     Infinite for equal pictures. With a mask the mean is over the channels of the pixels inside.
     """
+    return np.concatenate([_psnr(*some) for some in _pieces(a, b, mask)])
+
+
+def _psnr(a: Pictures, b: Pictures, mask: Masks) -> np.ndarray:
     x, y = _pair(a, b)
     error = _mean((x - y).square().mean(dim=1), _inside(mask, x))
     return (-10 * error.log10()).cpu().numpy()
@@ -114,6 +127,10 @@ def ssim_per_image(
     """
     if border not in BORDERS:
         raise ValueError(f"border '{border}' is none of {', '.join(BORDERS)}")
+    return np.concatenate([_ssim(*some, border) for some in _pieces(a, b, mask)])
+
+
+def _ssim(a: Pictures, b: Pictures, mask: Masks, border: str) -> np.ndarray:
     x, y = _pair(a, b, smallest=WINDOW)
     inside, margin = _inside(mask, x), WINDOW // 2
     if border == "reflect":
@@ -166,8 +183,8 @@ def eye_distance(a: Pictures, b: Pictures, network: EyeDistance | None = None) -
     network = EyeDistance() if network is None else network
     device = next(network.parameters()).device
     found = []
-    for first in range(0, len(a), LOOKED_AT):
-        pair = _pair(a[first : first + LOOKED_AT], b[first : first + LOOKED_AT])
+    for first in range(0, len(a), AT_ONCE):
+        pair = _pair(a[first : first + AT_ONCE], b[first : first + AT_ONCE])
         found.append(network(*((2 * x - 1).float().to(device) for x in pair)).double().cpu())
     return torch.cat(found).numpy()
 
