@@ -57,6 +57,7 @@ COMMANDS = {
     ),
     "cost": Command(options.Cost, "softvq.commands:cost"),
     "study": Command(options.Study, "softvq.commands:study"),
+    "explain": Command(options.Explain, "softvq.commands:explain"),
     "import": Command(options.Import, "softvq.commands:import_model"),
     "export": Command(options.Export, "softvq.commands:export_model"),
     "info": Command(options.Info, "softvq.commands:info"),

@@ -331,6 +331,42 @@ def study(asked: options.Study) -> Outcome | None:
     return Outcome("", {"out": asked.out}) if finished else None
 
 
+def explain(asked: options.Explain) -> Outcome:
+    from softvq.explain import explain, open_photos, write_explanation, write_page
+    from softvq.fingerprint import fingerprint
+    from softvq.outputs import claimed, refuse_overlap
+
+    tokenizer = _tokenizer(asked)
+    if asked.dry_run:
+        return _planned_photos(asked.data, "all", tokenizer)
+    refuse_overlap(asked.data, asked.out)
+    names = ("data", "photo", "images", "masks", "boxes", "metadata", "fit", "seed")
+    settings = {name: getattr(asked, name) for name in names}
+    settings["tokenizer"] = fingerprint(tokenizer)
+    given = (asked.masks, asked.boxes, asked.metadata, asked.photo, asked.fit)
+    with (
+        claimed(asked.out, "explain", settings, asked.overwrite) as out,
+        open_photos(asked.data, _size(tokenizer), *given, beside=asked.out) as photos,
+    ):
+        _say_found(photos.fitted)
+        found, pictures = explain(tokenizer, photos, asked.images, seed=asked.seed)
+        page, record = out.expect(["index.html", "explanation.json"])
+        write_explanation(found, record)
+        write_page(found, pictures, page, asked.lang)
+    checks, kinds = found.checks, ("place", "global", "wandering")
+    counts = {kind: len(found.of_kind(kind)) for kind in kinds}
+    text = (
+        f"{len(found.tokens)} tokens explained on {_n(found.photos.measured, 'held-out photo')}: "
+        + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        + f"\nremoved in the order of importance they hurt {checks.hurt:.2f} times as much as in "
+        f"random order (control {checks.control_hurt:.2f}); swaps change what was predicted, "
+        f"r = {checks.along:.2f} (control {checks.shuffled:.2f})\nopen {page}"
+    )
+    facts = {"out": asked.out, "images": len(found.photos.measured), **counts}
+    tests = ("hurt", "control_hurt", "along", "typical", "shuffled")
+    return Outcome(text, facts | {name: getattr(checks, name) for name in tests})
+
+
 def import_model(asked: options.Import) -> Outcome:
     from softvq.models import import_model
 

@@ -619,6 +619,38 @@ class Study(OfPhotos, Long):
 
 
 @dataclass(kw_only=True)
+class Explain(OfPhotos, OfTokenizer, Long):
+    """Say what each token means on your photos, and test it: a page to touch, and all figures.
+
+    softvq explain --data photos --masks masks --out tokens-explained --lang ja
+    """
+
+    out: Folder
+    """Folder for index.html and explanation.json."""
+    photo: File | None = None
+    """A photo to put in focus; by default the held-out one with the largest mark."""
+    images: Count = 100
+    """Held-out photos that tokens are removed from."""
+    masks: Folder | None = None
+    """Folder of PNG files named as the photos, not black inside what matters."""
+    boxes: File | None = None
+    """In place of --masks: boxes around what matters, as for `softvq study`."""
+    metadata: File | None = None
+    """CSV of facts about the photos, a direction in the tokens is sought for each column."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """How a photo of other proportions is met: squeezed, so that nothing is cut off, or cropped."""
+    seed: Seed = 0
+    """Seed of everything that is drawn at random."""
+    lang: Literal["en", "ja"] = "en"
+    """Language that the page opens in; it holds both."""
+    overwrite: bool = False
+    """Replace what this command wrote there before with other settings."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "masks", "boxes")
+
+
+@dataclass(kw_only=True)
 class Import:
     """Turn a checkpoint of the reference implementation into a model of softvq.
 

@@ -129,22 +129,37 @@ def _file_size(path: Path) -> tuple[int, int] | None:
 def read_masks(marks: Sequence[Marks], size: tuple[int, int], fit: str = "crop") -> np.ndarray:
     """The masks of photos, bool [N, height, width], fitted as the photos are by ``images.fit``.
 
-    A pixel is inside where at least a quarter of it is; a photo without a mask has an empty one.
+    A pixel is inside where at least a quarter of it is, of a mask or of a box; a photo without
+    either has an empty one.
     Raises UserError for a damaged mask, and for one whose proportions are not its photo's.
     """
     masks = np.zeros((len(marks), *size), dtype=bool)
     for mask, one in zip(masks, marks, strict=True):
-        if one.mask is None:
+        if not one:
             continue
-        try:
-            inside = images.load_mask(one.mask)
-        except images.BadImage as error:
-            raise UserError(str(error)) from None
-        if one.size is not None:
-            _check_proportions(one.mask, inside.shape, one.size)
+        inside = _painted(one.boxes, one.size) if one.mask is None else _loaded(one.mask, one.size)
         picture = Image.fromarray(255 * inside.astype(np.uint8)).convert("RGB")
         mask[:] = np.asarray(images.fit(picture, size, fit))[..., 0] >= 255 * COVERED
     return masks
+
+
+def _loaded(path: Path, photo: tuple[int, int] | None) -> np.ndarray:
+    try:
+        inside = images.load_mask(path)
+    except images.BadImage as error:
+        raise UserError(str(error)) from None
+    if photo is not None:
+        _check_proportions(path, inside.shape, photo)
+    return inside
+
+
+def _painted(boxes: Sequence[Box], size: tuple[int, int] | None) -> np.ndarray:
+    """A mask of boxes, in the photo file's own pixels: those that a box touches."""
+    inside = np.zeros(size or (1, 1), bool)
+    for box in boxes:
+        top, left = max(0, math.floor(box.top)), max(0, math.floor(box.left))
+        inside[top : math.ceil(box.bottom), left : math.ceil(box.right)] = True
+    return inside
 
 
 def _check_proportions(path: Path, mask: tuple[int, ...], photo: tuple[int, int]) -> None:

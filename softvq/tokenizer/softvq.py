@@ -1,6 +1,8 @@
 """SoftVQ: each token a soft mixture of codewords; GMMVQ: under a Gaussian mixture."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,6 +23,21 @@ from softvq.tokenizer.assignment import (
 )
 from softvq.tokenizer.base import Bottleneck, Tokens, codebook_stats
 from softvq.tokenizer.config import TokenizerConfig
+
+
+@dataclass
+class Level:
+    """One level of quantisation of T tokens in G codebooks, c = C / channel groups.
+
+    target [G, T, c]: what all levels together should give.  residual: what this one quantises.
+    keys: what its score reads.  index [G, T, 1]: the nearest codeword.  mixed: the sum so far.
+    """
+
+    target: Tensor
+    residual: Tensor
+    keys: tuple[Tensor, ...]
+    index: Tensor
+    mixed: Tensor
 
 
 class SoftVQ(Bottleneck):
@@ -102,22 +119,58 @@ class SoftVQ(Bottleneck):
         """What the score reads at a level, whose codewords are [G, K, C / groups]."""
         return (codewords.detach() if self.score is cosine else codewords,)
 
+    def levels_of(self, z: Tensor, sure: bool = False) -> Iterator["Level"]:
+        """Quantise z [B, L, C] level by level. ``sure``: by the nearest codeword, not a mixture."""
+        target, codewords = self.split(z.float()), self.embedding.float()
+        if self.l2_norm:
+            target, codewords = F.normalize(target, dim=-1), F.normalize(codewords, dim=-1)
+        mixed = torch.zeros_like(target)
+        for level, values in enumerate(codewords.split(self.codebooks)):
+            residual, size = target - mixed, 1.0
+            if self.l2_norm and level:
+                size = residual.norm(dim=-1, keepdim=True)
+                residual = F.normalize(residual, dim=-1)
+            keys = self.keys(values, level)
+            index = nearest(self.score, residual, *keys).unsqueeze(-1)
+            if sure:
+                part = values.take_along_dim(index, dim=1)
+            else:
+                part = mixture(self.score, self.tau, residual, values, *keys)
+            mixed = mixed + size * part
+            yield Level(target, residual, keys, index, mixed)
+
+    def weights(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of every codeword is in z [B, L, C]: weights [B, L, N, K] of sum 1.
+
+        Of N books, see ``Tokens.indices``. And the number, through all codebooks, of the first
+        codeword of the book that each of them is of: int64 [L, N]. Takes B L N K floats.
+        """
+        found = []
+        with full_precision(z):
+            for level in self.levels_of(z):
+                q = (self.score(level.residual, *level.keys) / self.tau).softmax(-1)
+                if self.axis == "tokens":
+                    found.append(self.join(q, z.shape[0]).unsqueeze(2))
+                else:
+                    found.append(q.transpose(0, 1).unflatten(0, (z.shape[0], -1)))
+        shares = torch.cat(found, dim=-2)
+        first = torch.zeros(1, *shares.shape[1:3], dtype=torch.int64, device=z.device)
+        return shares, self.number(first)[0]
+
+    def nearest_latents(self, z: Tensor) -> Tensor:
+        """The latents of z [B, L, C] if every token were its nearest codewords, not a mixture."""
+        with full_precision(z):
+            *_, last = self.levels_of(z, sure=True)
+            latents = self.join(last.mixed, z.shape[0])
+            return latents if self.gain is None else latents * self.gain
+
     def forward(self, z: Tensor) -> Tokens:
         with full_precision(z):
-            target, codewords = self.split(z.float()), self.embedding.float()
-            if self.l2_norm:
-                target, codewords = F.normalize(target, dim=-1), F.normalize(codewords, dim=-1)
-            mixed = torch.zeros_like(target)
             chosen, gaps, peaks = [], [], []
-            for level, values in enumerate(codewords.split(self.codebooks)):
-                residual, size = target - mixed, 1.0
-                if self.l2_norm and level:
-                    size = residual.norm(dim=-1, keepdim=True)
-                    residual = F.normalize(residual, dim=-1)
-                keys = self.keys(values, level)
-                mixed = mixed + size * mixture(self.score, self.tau, residual, values, *keys)
-                index = nearest(self.score, residual, *keys).unsqueeze(-1)
-                chosen.append(self.join(index, z.shape[0]))
+            for level in self.levels_of(z):
+                residual, keys = level.residual, level.keys
+                target, mixed = level.target, level.mixed
+                chosen.append(self.join(level.index, z.shape[0]))
                 if self.training:
                     peaks.append(peak(self.score, self.tau, residual, *keys))
                 if self.training and self.entropy_weight:

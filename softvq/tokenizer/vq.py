@@ -75,16 +75,19 @@ class VQ(Bottleneck):
             self.ema_sum.copy_(torch.where(dead[:, None], drawn * average, self.ema_sum))
         self.embedding.weight.copy_(self.ema_sum / self.ema_count[:, None])
 
+    def codes(self) -> Tensor:
+        """The codewords that tokens become, [K, C]."""
+        codes = self.embedding.weight.float()
+        if self.update == "simvq":
+            codes = codes @ self.basis
+        if self.update == "ema":
+            codes = codes.clone()  # the gradient still needs what follow() overwrites
+        return F.normalize(codes, dim=-1) if self.l2_norm else codes
+
     def forward(self, z: Tensor) -> Tokens:
         with full_precision(z):
-            z = z.float()
-            codes = self.embedding.weight.float()
-            if self.update == "simvq":
-                codes = codes @ self.basis
-            if self.update == "ema":
-                codes = codes.clone()  # the gradient still needs what follow() overwrites
-            if self.l2_norm:
-                z, codes = F.normalize(z, dim=-1), F.normalize(codes, dim=-1)
+            z = F.normalize(z.float(), dim=-1) if self.l2_norm else z.float()
+            codes = self.codes()
             flat, codebook = z.flatten(0, 1)[None], codes[None]
             indices = nearest(nearness, flat, codebook).view(z.shape[:2])
             chosen = F.embedding(indices, codes)

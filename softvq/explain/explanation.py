@@ -1,0 +1,576 @@
+"""Everything about a tokenizer's tokens on somebody's photos: Explanation and Pictures.
+
+tokens of training photos   -> how each varies; directions are fitted
+held-out photos             -> what is lost without each; where each acts; directions tested
+the same, weights shuffled  -> what a test says of a network that knows nothing
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from softvq import __version__, images
+from softvq.coding import evenly
+from softvq.errors import UserError
+from softvq.explain.contributions import (
+    Errors,
+    errors_without_each,
+    eye_without_each,
+    prefix_counts,
+    prefixes,
+    with_first,
+)
+from softvq.explain.decision import Decision, Judge, decide
+from softvq.explain.directions import Direction, Ridge, find_direction, walk
+from softvq.explain.edits import edits
+from softvq.explain.faithful import (
+    ORDERS,
+    deleted,
+    deletion_counts,
+    random_orders,
+    shuffled,
+    swap_pairs,
+    swaps,
+)
+from softvq.explain.maps import Look, coarse, influence, look, places, reading
+from softvq.explain.marked import Mark, find_carriers
+from softvq.explain.mixtures import SHOWN, codeword_latents, mixture
+from softvq.explain.photos import CLASSES, Photos, targets_of
+from softvq.explain.records import (
+    Checks,
+    ClassLoss,
+    DirectionFacts,
+    Explanation,
+    PhotoFacts,
+    Token,
+    TokenizerFacts,
+)
+from softvq.explain.variation import Variation, latents_of, pictures_of
+from softvq.fingerprint import fingerprint
+from softvq.tokenizer import Tokenizer
+
+MOST_TOKENS = 256
+FITTED = 1000  # training photos whose tokens are looked at, and held-out ones for directions
+MAPPED = 5  # photos with maps
+PROBED = 4  # moves of a token that a map is a mean of
+CHECKED = 20  # photos that tokens are deleted from in several orders
+EYED = 4  # photos that the eye looks at without each token
+SWAPPED = 30
+MARKED = 8  # photos whose marks are looked for in tokens
+EXAMPLES = 4  # photos at either end of a direction
+MOVED = 2.0  # standard deviations, in the pictures of less and more
+THUMBNAIL = 96  # pixels of small pictures
+
+
+@dataclass
+class Pictures:
+    """What the page shows, uint8. P mapped photos, L tokens, K prefix counts.
+
+    photos [P, H, W, 3].  firsts [P, K, H, W, 3]: from the first so many tokens.
+    acts, reads [P, L, h, w]: each map over its own largest value, 0 to 255.
+    scales [2, P, L]: those largest values, of acts and of reads.
+    moved [P, L, 2, h, w, 3]: less and more of what a token does most.
+    lost [P, L]: dB without each token.  firsts_db [P, K].
+    walks: per direction [5, H, W, 3].  examples: per direction, most then least [2 n, h, w, 3].
+    words [n, H, W, 3]: the strongest token of the first photo, as it is and then each of the
+    codewords that it mixes alone.
+    edits [8, H, W, 3].  marks: per mark [4, H, W, 3].  decided: photo and map [H, W], or None.
+    """
+
+    photos: np.ndarray
+    firsts: np.ndarray
+    firsts_db: np.ndarray
+    acts: np.ndarray
+    reads: np.ndarray
+    scales: np.ndarray
+    moved: np.ndarray
+    lost: np.ndarray
+    edits: np.ndarray
+    walks: list[np.ndarray] = field(default_factory=list)
+    examples: list[np.ndarray] = field(default_factory=list)
+    words: np.ndarray | None = None
+    marks: list[np.ndarray] = field(default_factory=list)
+    decided: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def explain(
+    tokenizer: Tokenizer,
+    photos: Photos,
+    count: int = 100,
+    judge: tuple[str, Judge] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Explanation, Pictures]:
+    """Find out what each token of a tokenizer means on photos.
+
+    ``count``: held-out photos that tokens are removed from, evenly spread.  ``judge``: a name, and
+    what makes a score of normalised latents [B, L, C]; by default the best direction that was
+    found, of marks before classes.
+
+    Raises UserError for a tokenizer with more than 256 tokens, and for fewer than 4 training photos
+    or 2 held-out ones.
+    """
+    _check(tokenizer, photos)
+    modes = [(part, part.training) for part in tokenizer.modules()]
+    asked = [(weight, weight.requires_grad) for weight in tokenizer.parameters()]
+    tokenizer.eval().requires_grad_(False)
+    try:
+        with _Bar(progress) as bar:
+            return _Work(tokenizer, photos, count, judge, seed, bar).run()
+    finally:
+        for part, training in modes:
+            part.training = training
+        for weight, needed in asked:
+            weight.requires_grad_(needed)
+
+
+def _check(tokenizer: Tokenizer, photos: Photos) -> None:
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError("tokens are explained of tokenizers of softvq, not of other autoencoders")
+    if tokenizer.config.tokens > MOST_TOKENS:
+        raise UserError(
+            f"this tokenizer has {tokenizer.config.tokens} tokens, too many to explain one by one; "
+            f"give one of {MOST_TOKENS} or fewer"
+        )
+    if len(photos.fitted) < 4 or len(photos.held_out) < 2:
+        raise UserError(
+            f"{len(photos.fitted)} training photos and {len(photos.held_out)} held-out ones; to "
+            "see how tokens vary takes 4 and 2 or more"
+        )
+
+
+class _Bar:
+    """Decodings done of those to do, with the stage that they are for."""
+
+    def __init__(self, shown: bool):
+        self.bar = tqdm(total=0, unit=" pictures", disable=not shown, unit_scale=True)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def expect(self, total: int) -> None:
+        self.bar.reset(total)
+
+    @contextmanager
+    def stage(self, what: str, cost: int = 0) -> Iterator[Any]:
+        self.bar.set_description(what)
+        yield self.bar.update
+        self.bar.update(cost)
+
+
+class _Work:
+    """One run: what its steps share."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        photos: Photos,
+        count: int,
+        judge: tuple[str, Judge] | None,
+        seed: int,
+        bar: _Bar,
+    ):
+        self.tokenizer, self.photos, self.judge = tokenizer, photos, judge
+        self.seed, self.bar = seed, bar
+        held_out = photos.held_out
+        chosen = np.linspace(0, len(held_out) - 1, min(count, len(held_out))).astype(int)
+        self.rows = _with_marks(chosen, photos.masks)
+        self.names = [held_out.names[i] for i in self.rows]
+        self.pictures = images.to_tensor(np.asarray(held_out.images[self.rows]))
+        self.labels = held_out.labels[self.rows]
+        self.masks = None if photos.masks is None else photos.masks[self.rows]
+        if photos.focus:
+            self.names.insert(0, photos.focus[0])
+            self.pictures = torch.cat([photos.focus[1][None], self.pictures])
+            self.labels = np.concatenate([[-1], self.labels])
+            if self.masks is not None:
+                self.masks = np.concatenate([np.zeros_like(self.masks[:1]), self.masks])
+
+    def run(self) -> tuple[Explanation, Pictures]:
+        tokenizer, bar = self.tokenizer, self.bar
+        count, measured = tokenizer.config.tokens, len(self.pictures)
+        mapped, checked = min(MAPPED, measured), min(CHECKED, measured)
+        marked = 0 if self.masks is None else min(MARKED, int(self.masks.any((1, 2)).sum()))
+        deletions = len(deletion_counts(count)) + 1
+        bar.expect(
+            2 * measured * (count + 1)
+            + mapped * count * (4 * PROBED + 4)
+            + checked * (deletions * (ORDERS + 2) + count)
+            + 12 * SWAPPED
+            + marked * 3 * count
+        )
+        with bar.stage("reading tokens"):
+            fitted_pictures, rows = evenly(self.photos.fitted, FITTED)
+            self.fitted_rows = rows
+            self.fitted = _encoded(tokenizer, fitted_pictures)
+            some, self.test_rows = evenly(self.photos.held_out, FITTED)
+            self.test = _encoded(tokenizer, some)
+            self.variation = Variation.of(self.fitted)
+            self.latents = latents_of(tokenizer, self.pictures)
+        mean = self.variation.mean
+        with bar.stage("removing tokens") as done:
+            self.errors = errors_without_each(
+                tokenizer, self.pictures, self.latents, mean, self.masks,
+                lambda n: done(2 * n * (count + 1)),
+            )  # fmt: skip
+        lost = self.errors.lost
+        order = lost.mean(0).argsort(descending=True).tolist()
+        shown = self._shown(mapped)
+        with bar.stage("the eye"):
+            eyed = shown[:EYED]
+            lost_eye = eye_without_each(
+                tokenizer, self.pictures[eyed], self.latents[eyed], mean
+            ).mean(0)
+            kept = prefixes(tokenizer, self.pictures[shown], self.latents[shown], mean, order)
+        acts, reads = self._maps(shown)
+        moved, looks = self._moved(shown)
+        checks = self._checks(checked, shown, acts)
+        with bar.stage("directions"):
+            directions, too_few = self._directions()
+        with bar.stage("mixtures"):
+            mixed = mixture(tokenizer, self.pictures[:32], min(shown[0], 31))
+        with bar.stage("editing"):
+            pair = (shown[0], self._unlike(shown[0]))
+            edited, edit_pictures = edits(
+                tokenizer, self.latents[pair[0]], self.latents[pair[1]], order, self.variation
+            )
+        marks, mark_pictures = self._marks(marked)
+        decision, decided = self._decision(directions, shown[0])
+        small_acts = torch.stack([coarse(maps) for maps in acts])
+        small_reads = torch.stack([coarse(maps) for maps in reads])
+        explanation = Explanation(
+            version=__version__,
+            tokenizer=_facts(tokenizer),
+            photos=PhotoFacts(
+                len(self.fitted), len(self.test), self.names, shown, self.photos.held_out.classes
+            ),
+            psnr=float(-10 * self.errors.full.log10().mean()),
+            tokens=_tokens(small_acts, small_reads, looks, self.errors, lost_eye),
+            order=order,
+            prefixes=kept,
+            directions=[self._told(direction) for direction in directions],
+            too_few=too_few,
+            mixture=mixed,
+            edit_photos=[self.names[i] for i in pair],
+            edits=edited,
+            checks=checks,
+            by_class=self._by_class(),
+            marks=marks,
+            decision=decision,
+        )
+        with bar.stage("pictures"):
+            pictures = self._pictures(shown, order, small_acts, small_reads, moved, edit_pictures)
+            z = self.latents[shown[0]]
+            pictures.walks = [
+                images.to_uint8(pictures_of(tokenizer, walk(direction, z)))
+                for direction in directions
+            ]
+            pictures.examples = [self._examples(direction) for direction in directions]
+            pictures.marks = [images.to_uint8(four) for four in mark_pictures]
+            pictures.decided = decided
+            if mixed.focus:
+                words = [choice.codeword for choice in mixed.focus[order[0]][:SHOWN]]
+                focus = self.latents[min(shown[0], 31)]
+                alone = codeword_latents(tokenizer, focus, order[0], words)
+                both = torch.cat([focus[None], alone])
+                pictures.words = images.to_uint8(pictures_of(tokenizer, both))
+        bar.bar.update(bar.bar.total - bar.bar.n)
+        return explanation, pictures
+
+    # ---- steps ----
+
+    def _shown(self, count: int) -> list[int]:
+        """Rows of the photos with maps: the one given or the best marked one, then others."""
+        first = 0
+        if not self.photos.focus and self.masks is not None and self.masks.any():
+            first = int(self.masks.sum((1, 2)).argmax())
+        elif not self.photos.focus:
+            first = int(self.errors.full.argsort()[len(self.pictures) // 2])
+        others = [int(i) for i in np.linspace(0, len(self.pictures) - 1, count) if i != first]
+        return list(dict.fromkeys([first, *others]))[:count]
+
+    def _unlike(self, row: int) -> int:
+        """The measured photo whose tokens are farthest from those of ``row``."""
+        return int((self.latents - self.latents[row]).square().sum((1, 2)).argmax())
+
+    def _maps(self, shown: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        moves = self.variation.moves(PROBED, self.seed)
+        acts, reads = [], []
+        count = len(self.variation.mean)
+        with self.bar.stage("where tokens act") as done:
+            for row in shown:
+                maps = []
+                for token in range(count):
+                    maps.append(influence(self.tokenizer, self.latents[row], moves, [token]))
+                    done(4 * PROBED)
+                acts.append(torch.cat(maps))
+                reads.append(reading(self.tokenizer, self.pictures[row], self.variation))
+                done(4 * count)
+        return acts, reads
+
+    def _moved(self, shown: list[int]) -> tuple[np.ndarray, list[Look]]:
+        """Small pictures of less and more of each token, [P, L, 2, h, w, 3], and what changes."""
+        main = MOVED * self.variation.main
+        small, changes = [], []
+        with self.bar.stage("less and more"):
+            for row in shown:
+                step = torch.diag_embed(torch.ones(len(main)))[..., None] * main
+                z = self.latents[row]
+                both = torch.stack([z - step, z + step], dim=1).flatten(0, 1)
+                pictures = pictures_of(self.tokenizer, both)
+                thumbnails = _small(images.to_uint8(pictures))
+                small.append(thumbnails.reshape(len(z), 2, *thumbnails.shape[1:]))
+                changes.append(pictures[1::2] - pictures[::2])
+        looks = [look(torch.stack([c[token] for c in changes])) for token in range(len(main))]
+        return np.stack(small), looks
+
+    def _checks(self, checked: int, shown: list[int], acts: list[Tensor]) -> Checks:
+        rows = np.linspace(0, len(self.pictures) - 1, checked).astype(int)
+        pictures, latents = self.pictures[rows], self.latents[rows]
+        mean, (photos, count) = self.variation.mean, latents.shape[:2]
+        control = shuffled(self.tokenizer, self.seed)
+        steps = deletion_counts(count)
+        with self.bar.stage("checking"):
+            of_control = latents_of(control, self.pictures)
+            few, z = self.pictures[rows], of_control[rows]
+            known = errors_without_each(
+                control, few, z, of_control.mean(0),
+                done=lambda n: self.bar.bar.update(n * count),
+            )  # fmt: skip
+            orders = [self.errors.lost[rows], known.lost]
+            said = [values.argsort(1, descending=True) for values in orders]
+            chance = [random_orders(photos, count, self.seed + i) for i in range(ORDERS)]
+            lost = []
+            for order in (*said, *chance):
+                lost.append(deleted(self.tokenizer, pictures, latents, mean, order))
+                self.bar.bar.update(photos * (len(steps) + 1))
+            stated, shuffled_order = lost[:2]
+            by_chance = torch.stack(lost[2:])
+            full = self.errors.full[rows][:, None]
+
+            def added(decibels: Tensor) -> float:  # squared error
+                return float(((10 ** (decibels / 10) - 1) * full).mean())
+
+            pairs = swap_pairs(shown, len(self.pictures), count, SWAPPED, self.seed)
+            place = {row: i for i, row in enumerate(shown)}
+            found = swaps(
+                self.tokenizer, control, self.latents, of_control, pairs,
+                lambda photo, token: acts[place[photo]][token],
+            )  # fmt: skip
+            self.bar.bar.update(12 * SWAPPED)
+        return Checks(
+            photos=photos,
+            removed=steps,
+            stated=stated.mean(0).tolist(),
+            chance=by_chance.mean((0, 1)).tolist(),
+            control=shuffled_order.mean(0).tolist(),
+            hurt=added(stated) / max(added(by_chance), 1e-12),
+            control_hurt=added(shuffled_order) / max(added(by_chance), 1e-12),
+            swaps=len(pairs),
+            along=float(found.along.median()),
+            typical=float(found.typical.median()),
+            shuffled=float(found.shuffled.median()),
+        )
+
+    def _directions(self) -> tuple[list[Direction], list[str]]:
+        targets = targets_of(self.photos, self.fitted_rows, self.test_rows)
+        enough = [target for target in targets if target.enough]
+        ridge = Ridge(self.fitted.flatten(1)) if enough else None
+        found = [
+            find_direction(target, self.fitted, self.test, self.seed, ridge) for target in enough
+        ]
+        return found, [target.name for target in targets if not target.enough]
+
+    def _told(self, direction: Direction) -> DirectionFacts:
+        least, most = self._ends(direction)
+        names = self.photos.held_out.names
+        return DirectionFacts(
+            name=direction.name,
+            kind=direction.kind,
+            fitted=direction.fitted,
+            held_out=direction.held_out,
+            measure=direction.measure,
+            score=direction.score,
+            control=direction.control,
+            control_largest=direction.control_largest,
+            real=direction.real,
+            shares=direction.shares,
+            carriers=direction.carriers,
+            most=[names[i] for i in most],
+            least=[names[i] for i in least],
+        )
+
+    def _ends(self, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the held-out photos of the least and of the highest score."""
+        ranked = self.test_rows[direction.scores.argsort().numpy()]
+        count = min(EXAMPLES, len(ranked) // 2)
+        return ranked[:count], ranked[::-1][:count]
+
+    def _examples(self, direction: Direction) -> np.ndarray:
+        least, most = self._ends(direction)
+        rows = np.concatenate([most, least])
+        return _small(np.asarray(self.photos.held_out.images[rows]))
+
+    def _by_class(self) -> list[ClassLoss]:
+        classes = self.photos.held_out.classes
+        lost, found = self.errors.lost, []
+        for label, name in enumerate(classes):
+            mine = torch.from_numpy(self.labels == label)
+            if len(classes) <= CLASSES and mine.any():
+                found.append(ClassLoss(name, int(mine.sum()), lost[mine].mean(0).tolist()))
+        return found
+
+    def _marks(self, count: int) -> tuple[list[Mark], list[Tensor]]:
+        marks: list[Mark] = []
+        pictures: list[Tensor] = []
+        if self.masks is None or not count:
+            return marks, pictures
+        there = np.flatnonzero(self.masks.any((1, 2)))
+        chosen = there[np.linspace(0, len(there) - 1, count).astype(int)]
+        with self.bar.stage("looking for marks") as done:
+            for row in chosen:
+                mark, four = find_carriers(
+                    self.tokenizer, self.pictures[row], self.masks[row], int(row)
+                )
+                marks.append(mark)
+                pictures.append(four)
+                done(3 * self.tokenizer.config.tokens)
+        return marks, pictures
+
+    def _decision(
+        self, directions: list[Direction], row: int
+    ) -> tuple[Decision | None, tuple[np.ndarray, np.ndarray] | None]:
+        """Explain the photo in focus to the judge, beside the average of those without."""
+        chosen = self._judge(directions, row)
+        if chosen is None:
+            return None, None
+        name, judge, baseline = chosen
+        picture, latents = self.pictures[row], self.latents[row]
+        reference = pictures_of(self.tokenizer, baseline[None])[0]
+        found, places = decide(self.tokenizer, name, judge, picture, latents, reference, baseline)
+        return found, (images.to_uint8(picture), places.numpy())
+
+    def _judge(self, directions: list[Direction], row: int) -> tuple[str, Judge, Tensor] | None:
+        """Its name, itself, and the latents of the average photo that it finds nothing in."""
+        if self.judge is not None:
+            name, judge = self.judge
+            with torch.no_grad():
+                low = judge(self.fitted).argsort()[: max(1, len(self.fitted) // 2)]
+            return name, judge, self.fitted[low.cpu()].mean(0)
+        real = [d for d in directions if d.real and d.kind != "number"]
+        label = self.labels[row]
+        classes = self.photos.held_out.classes
+        own = classes[label] if classes and label >= 0 else None
+        real.sort(key=lambda d: (d.kind != "marked", d.name != own, -d.score))
+        if not real:
+            return None
+        best = real[0]
+        # The average of the lower half of the training photos by this score.
+        low = best.of(self.fitted).argsort()[: max(1, len(self.fitted) // 2)]
+        return best.name, best.of, self.fitted[low].mean(0)
+
+    def _pictures(
+        self,
+        shown: list[int],
+        order: list[int],
+        acts: Tensor,
+        reads: Tensor,
+        moved: np.ndarray,
+        edited: Tensor,
+    ) -> Pictures:
+        tokenizer, variation = self.tokenizer, self.variation
+        latents = self.latents[shown]
+        counts = prefix_counts(len(order))
+        firsts = torch.stack(
+            [with_first(tokenizer, latents, variation.mean, order, k) for k in counts], dim=1
+        )
+        errors = ((firsts - self.pictures[shown][:, None]) / 2).square().mean((2, 3, 4))
+        return Pictures(
+            photos=images.to_uint8(self.pictures[shown]),
+            firsts=images.to_uint8(firsts),
+            firsts_db=(-10 * errors.clamp_min(1e-8).log10()).numpy(),
+            acts=_levels(acts),
+            reads=_levels(reads),
+            scales=torch.stack([m.amax((-2, -1)) for m in (acts, reads)]).numpy(),
+            moved=moved,
+            lost=self.errors.lost[shown].numpy(),
+            edits=images.to_uint8(edited),
+        )
+
+
+def _with_marks(chosen: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    """The chosen rows; if none of them is marked, some that are come first."""
+    if masks is None or masks[chosen].any():
+        return chosen
+    marked = np.flatnonzero(masks.any((1, 2)))[: max(1, len(chosen) // 2)]
+    return np.unique(np.concatenate([marked, chosen[len(marked) :]]))
+
+
+def _encoded(tokenizer: Tokenizer, pictures: Iterator[Tensor]) -> Tensor:
+    parts, some = [], []
+    for picture in pictures:
+        some.append(picture)
+        if len(some) == 64:
+            parts.append(latents_of(tokenizer, torch.stack(some)))
+            some = []
+    return torch.cat([*parts, latents_of(tokenizer, torch.stack(some))] if some else parts)
+
+
+def _facts(tokenizer: Tokenizer) -> TokenizerFacts:
+    config = tokenizer.config
+    return TokenizerFacts(
+        config.network,
+        config.bottleneck,
+        config.nested,
+        config.tokens,
+        config.channels,
+        config.height,
+        config.width,
+        fingerprint(tokenizer),
+    )
+
+
+def _tokens(
+    acts: Tensor, reads: Tensor, looks: list[Look], errors: Errors, lost_eye: Tensor
+) -> list[Token]:
+    lost, inside = errors.lost, errors.lost_inside
+    known = inside is not None and bool((~inside.isnan()).any())
+    within = inside.nanmean(0).tolist() if inside is not None and known else None
+    most = lost.topk(max(1, len(lost) // 10), dim=0).values.mean(0)
+    return [
+        Token(
+            act,
+            read,
+            looks[i],
+            float(lost[:, i].mean()),
+            float(most[i]),
+            float(lost_eye[i]),
+            within[i] if within else None,
+        )
+        for i, (act, read) in enumerate(zip(places(acts), places(reads), strict=True))
+    ]
+
+
+def _levels(maps: Tensor) -> np.ndarray:
+    """Maps [..., h, w], each over its largest value, as uint8."""
+    top = maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)
+    return (255 * maps / top).round().to(torch.uint8).numpy()
+
+
+def _small(pictures: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3], the longer side THUMBNAIL pixels or fewer."""
+    from PIL import Image
+
+    height, width = pictures.shape[1:3]
+    scale = min(1.0, THUMBNAIL / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return np.stack([np.asarray(images.fit(Image.fromarray(p), size)) for p in pictures])

@@ -1,0 +1,132 @@
+"""Is what is said about tokens true? Tests on held-out photos, and controls that must fail.
+
+Deletion: tokens are removed from a photo in the order of their stated importance, and in random
+order; a true order hurts more. Swap: a token is replaced by another photo's, and the picture must
+change where the derivative along that move says so. Control: both are asked of the same network
+with its weights shuffled (Adebayo et al. 2018), which knows nothing of photos.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softvq.explain.contributions import decibels
+from softvq.explain.maps import correlation, picture_change
+from softvq.explain.variation import mean_square, pictures_of, without
+from softvq.tokenizer import Tokenizer
+
+ORDERS = 4  # random orders of every photo
+
+
+def deletion_counts(tokens: int) -> list[int]:
+    """How many tokens are removed: up to half of them, in at most eight steps."""
+    half = max(1, tokens // 2)
+    return sorted({max(1, round(half * i / 8)) for i in range(1, 9)})
+
+
+def random_orders(photos: int, tokens: int, seed: int) -> Tensor:
+    """int64 [photos, tokens], each row a permutation."""
+    draws = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(tokens, generator=draws) for _ in range(photos)])
+
+
+def deleted(
+    tokenizer: Tokenizer, pictures: Tensor, latents: Tensor, mean: Tensor, orders: Tensor
+) -> Tensor:
+    """dB lost while tokens go in the order [N, L] of each photo: [N, len(deletion_counts)]."""
+    rows = []
+    for picture, z, order in zip(pictures, latents, orders.tolist(), strict=True):
+        gone = [0, *deletion_counts(len(order))]
+        variants = torch.stack([without(z, mean, order[:count]) for count in gone])
+        errors = mean_square(pictures_of(tokenizer, variants), picture).mean((1, 2))
+        rows.append(decibels(errors[1:], errors[0]))
+    return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Correlations over pixels, one for each swap: of the change with what was predicted.
+
+    along: the derivative along the move itself.  typical: the influence map, the same for all moves
+    of the token in this photo.  shuffled: the derivative in the network with shuffled weights.
+    """
+
+    along: Tensor
+    typical: Tensor
+    shuffled: Tensor
+
+
+def swap_pairs(
+    rows: Sequence[int], photos: int, tokens: int, count: int, seed: int
+) -> list[tuple[int, int, int]]:
+    """(one of ``rows``, another photo of 0..photos-1, token) at random."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def one(below: int) -> int:
+        return int(torch.randint(below, (), generator=draws))
+
+    found = []
+    for _ in range(count):
+        photo = rows[one(len(rows))]
+        found.append((photo, (photo + 1 + one(photos - 1)) % photos, one(tokens)))
+    return found
+
+
+def swapped_change(tokenizer: Tokenizer, latents: Tensor, donor: Tensor, token: int) -> Tensor:
+    """How far pixels change, peak 1, [H, W], when a token [L, C] is another photo's."""
+    swapped = latents.clone()
+    swapped[token] = donor[token]
+    before, after = pictures_of(tokenizer, torch.stack([latents, swapped]))
+    return mean_square(before, after).sqrt()
+
+
+def predicted_change(tokenizer: Tokenizer, latents: Tensor, donor: Tensor, token: int) -> Tensor:
+    """The same, by the derivative at the photo as it is."""
+    move = torch.zeros_like(latents)
+    move[token] = donor[token] - latents[token]
+    return (picture_change(tokenizer, latents, move[None])[0] / 2).square().mean(0).sqrt()
+
+
+def shuffled(tokenizer: Tokenizer, seed: int = 0) -> Tokenizer:
+    """The same network with the numbers of every weight in another order: it has learned nothing.
+
+    Unlike a new one it keeps the size of what it computes, and a spectral one does not start as
+    the cosine transform.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    other = deepcopy(tokenizer)
+    with torch.no_grad():
+        for weight in other.parameters():
+            flat = weight.flatten()
+            mixed = flat[torch.randperm(flat.numel(), generator=draws).to(flat.device)]
+            weight.copy_(mixed.view_as(weight))
+    return other
+
+
+def swaps(
+    tokenizer: Tokenizer,
+    control: Tokenizer,
+    latents: Tensor,
+    of_control: Tensor,
+    pairs: Sequence[tuple[int, int, int]],
+    typical: Callable[[int, int], Tensor],
+) -> Swaps:
+    """Ask for every (photo, donor, token).
+
+    latents, of_control: of the photos by the tokenizer and by the control, [N, L, C].
+    typical: the influence map [H, W] of (photo, token).
+    """
+    found = []
+    for photo, donor, token in pairs:
+        z, other = latents[photo], latents[donor]
+        true = swapped_change(tokenizer, z, other, token)
+        guesses = (
+            predicted_change(tokenizer, z, other, token),
+            typical(photo, token),
+            predicted_change(control, of_control[photo], of_control[donor], token),
+        )
+        found.append(torch.stack([correlation(true, guess) for guess in guesses]))
+    return Swaps(*torch.stack(found).unbind(1))
