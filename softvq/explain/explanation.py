@@ -29,21 +29,12 @@ from softvq.explain.contributions import (
 from softvq.explain.decision import Decision, Judge, decide
 from softvq.explain.directions import Direction, Ridge, find_direction, walk
 from softvq.explain.edits import edits
-from softvq.explain.faithful import (
-    ORDERS,
-    deleted,
-    deletion_counts,
-    random_orders,
-    shuffled,
-    swap_pairs,
-    swaps,
-)
+from softvq.explain.faithful import ORDERS, Checks, check, deletion_counts, swap_pairs
 from softvq.explain.maps import Look, coarse, influence, look, places, reading
 from softvq.explain.marked import Mark, find_carriers
 from softvq.explain.mixtures import SHOWN, codeword_latents, mixture
 from softvq.explain.photos import CLASSES, Photos, targets_of
 from softvq.explain.records import (
-    Checks,
     ClassLoss,
     DirectionFacts,
     Explanation,
@@ -334,52 +325,21 @@ class _Work:
         return np.stack(small), looks
 
     def _checks(self, checked: int, shown: list[int], acts: list[Tensor]) -> Checks:
-        rows = np.linspace(0, len(self.pictures) - 1, checked).astype(int)
-        pictures, latents = self.pictures[rows], self.latents[rows]
-        mean, (photos, count) = self.variation.mean, latents.shape[:2]
-        control = shuffled(self.tokenizer, self.seed)
-        steps = deletion_counts(count)
-        with self.bar.stage("checking"):
-            of_control = latents_of(control, self.pictures)
-            few, z = self.pictures[rows], of_control[rows]
-            known = errors_without_each(
-                control, few, z, of_control.mean(0),
-                done=lambda n: self.bar.bar.update(n * count),
-            )  # fmt: skip
-            orders = [self.errors.lost[rows], known.lost]
-            said = [values.argsort(1, descending=True) for values in orders]
-            chance = [random_orders(photos, count, self.seed + i) for i in range(ORDERS)]
-            lost = []
-            for order in (*said, *chance):
-                lost.append(deleted(self.tokenizer, pictures, latents, mean, order))
-                self.bar.bar.update(photos * (len(steps) + 1))
-            stated, shuffled_order = lost[:2]
-            by_chance = torch.stack(lost[2:])
-            full = self.errors.full[rows][:, None]
-
-            def added(decibels: Tensor) -> float:  # squared error
-                return float(((10 ** (decibels / 10) - 1) * full).mean())
-
-            pairs = swap_pairs(shown, len(self.pictures), count, SWAPPED, self.seed)
-            place = {row: i for i, row in enumerate(shown)}
-            found = swaps(
-                self.tokenizer, control, self.latents, of_control, pairs,
+        rows = np.linspace(0, len(self.pictures) - 1, checked).astype(int).tolist()
+        place = {row: i for i, row in enumerate(shown)}
+        with self.bar.stage("checking") as done:
+            return check(
+                self.tokenizer,
+                self.pictures,
+                self.latents,
+                self.variation.mean,
+                self.errors,
+                rows,
+                swap_pairs(shown, len(self.pictures), len(self.variation.mean), SWAPPED, self.seed),
                 lambda photo, token: acts[place[photo]][token],
-            )  # fmt: skip
-            self.bar.bar.update(12 * SWAPPED)
-        return Checks(
-            photos=photos,
-            removed=steps,
-            stated=stated.mean(0).tolist(),
-            chance=by_chance.mean((0, 1)).tolist(),
-            control=shuffled_order.mean(0).tolist(),
-            hurt=added(stated) / max(added(by_chance), 1e-12),
-            control_hurt=added(shuffled_order) / max(added(by_chance), 1e-12),
-            swaps=len(pairs),
-            along=float(found.along.median()),
-            typical=float(found.typical.median()),
-            shuffled=float(found.shuffled.median()),
-        )
+                self.seed,
+                done,
+            )
 
     def _directions(self) -> tuple[list[Direction], list[str]]:
         targets = targets_of(self.photos, self.fitted_rows, self.test_rows)

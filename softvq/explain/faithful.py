@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softvq.explain.contributions import decibels
+from softvq.explain.contributions import Errors, decibels, errors_without_each
 from softvq.explain.maps import correlation, picture_change
-from softvq.explain.variation import mean_square, pictures_of, without
+from softvq.explain.variation import latents_of, mean_square, pictures_of, without
 from softvq.tokenizer import Tokenizer
 
 ORDERS = 4  # random orders of every photo
@@ -130,3 +130,87 @@ def swaps(
         )
         found.append(torch.stack([correlation(true, guess) for guess in guesses]))
     return Swaps(*torch.stack(found).unbind(1))
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Whether what is said of tokens can be believed.
+
+    removed: numbers of tokens removed.  stated, chance, control: dB lost by then in the order of
+    stated importance, at random, and in the order that the shuffled network states.
+    hurt, control_hurt: added squared error in the stated order over that in random order, mean over
+    these numbers; 1 is worth nothing.
+    along: correlation of the pixels that a swap changed with the derivative's; typical: with the
+    token's map, which is the same for every swap; shuffled: with the shuffled network's derivative.
+    Medians over ``swaps`` swaps between held-out photos.
+    """
+
+    photos: int
+    removed: list[int]
+    stated: list[float]
+    chance: list[float]
+    control: list[float]
+    hurt: float
+    control_hurt: float
+    swaps: int
+    along: float
+    typical: float
+    shuffled: float
+
+
+def check(
+    tokenizer: Tokenizer,
+    pictures: Tensor,
+    latents: Tensor,
+    mean: Tensor,
+    errors: Errors,
+    rows: list[int],
+    pairs: Sequence[tuple[int, int, int]],
+    typical: Callable[[int, int], Tensor],
+    seed: int = 0,
+    done: Callable[[int], object] = lambda count: None,
+) -> Checks:
+    """Test the stated importance ``errors.lost`` and the maps on pictures [N, 3, H, W].
+
+    rows: the photos that tokens are deleted from.  pairs, typical: see :func:`swaps`.  ``done`` is
+    told of pictures decoded.
+    """
+    control = shuffled(tokenizer, seed)
+    of_control = latents_of(control, pictures)
+    count, steps = latents.shape[1], deletion_counts(latents.shape[1])
+    of_rows = pictures[rows], latents[rows]
+    known = errors_without_each(
+        control,
+        pictures[rows],
+        of_control[rows],
+        of_control.mean(0),
+        done=lambda n: done(n * count),
+    )
+    said = [lost.argsort(1, descending=True) for lost in (errors.lost[rows], known.lost)]
+    chance = [random_orders(len(rows), count, seed + i) for i in range(ORDERS)]
+    found = []
+    for orders in (*said, *chance):
+        found.append(deleted(tokenizer, *of_rows, mean, orders))
+        done(len(rows) * (len(steps) + 1))
+    stated, by_control, by_chance = found[0], found[1], torch.stack(found[2:])
+    full = errors.full[rows][:, None]
+
+    def added(decibels: Tensor) -> float:  # squared error
+        return float(((10 ** (decibels / 10) - 1) * full).mean())
+
+    by_luck = max(added(by_chance), 1e-12)
+    seen = swaps(tokenizer, control, latents, of_control, pairs, typical)
+    done(12 * len(pairs))
+    return Checks(
+        photos=len(rows),
+        removed=steps,
+        stated=stated.mean(0).tolist(),
+        chance=by_chance.mean((0, 1)).tolist(),
+        control=by_control.mean(0).tolist(),
+        hurt=added(stated) / by_luck,
+        control_hurt=added(by_control) / by_luck,
+        swaps=len(pairs),
+        along=float(seen.along.median()),
+        typical=float(seen.typical.median()),
+        shuffled=float(seen.shuffled.median()),
+    )

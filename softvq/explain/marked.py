@@ -18,7 +18,7 @@ from softvq.explain.variation import latents_of, mean_square, pictures_of
 from softvq.tokenizer import Tokenizer
 
 GONE = 0.5  # of the contrast, at which a mark counts as removed
-OUTSIDE_DB = 0.5  # change of PSNR outside that is let pass
+OUTSIDE_DB = 0.5  # loss of PSNR outside that is let pass
 FEW = 0.25  # of the tokens: with more the mark is spread
 SEEN = 0.3  # of the contrast in the photo, below which the rebuilt picture does not show the mark
 RING = 2  # pixels, at least, of the surroundings that a mark is compared with
@@ -32,7 +32,8 @@ class Mark:
     shares: of each token in its contrast, [L]; 1 in sum where tokens do not lean on each other.
     tokens: the fewest that take half of the contrast with them, the strongest first.
     contrast_left: share of the rebuilt contrast that is left without their part.
-    outside_db: change of PSNR outside of the mark then.  removed: whether both are within bounds.
+    outside_db: change of PSNR outside of the mark then, negative for a loss.  removed: whether
+    both are within bounds.
     verdict: few (a quarter of the tokens or fewer carry it, and it goes with them) | spread | lost
         (the rebuilt picture does not show it to begin with).
     """
@@ -111,7 +112,7 @@ def find_carriers(
         mean_square(p, picture)[outside].mean().clamp_min(FLOOR) for p in (rebuilt, steps[fewest])
     )
     change = float(10 * (before / after).log10())
-    gone = float(remaining[fewest]) <= GONE and abs(change) < OUTSIDE_DB
+    gone = float(remaining[fewest]) <= GONE and change > -OUTSIDE_DB
     few = fewest + 1 <= max(1, round(FEW * count))
     verdict: Literal["few", "spread", "lost"] = "few" if few and gone else "spread"
     verdict = "lost" if kept < SEEN else verdict

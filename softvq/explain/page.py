@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from softvq.explain.contributions import prefix_counts
@@ -50,13 +49,6 @@ def write_page(
 def render(found: Explanation, pictures: Pictures, words: Sentences, lang: Language = "en") -> str:
     """The page as text."""
 
-    def everywhere(key: str, **values: Any) -> Markup:
-        parts = [
-            Markup('<span lang="{}">{}</span>').format(each, words(key, each, **values))
-            for each in LANGUAGES
-        ]
-        return Markup("").join(parts)
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("softvq"),
         autoescape=True,
@@ -68,7 +60,8 @@ def render(found: Explanation, pictures: Pictures, words: Sentences, lang: Langu
     return template.render(
         page=_page(found, pictures, words),
         lang=lang,
-        t=everywhere,
+        languages=LANGUAGES,
+        words=words,
         plain=lambda key, **values: words(key, lang, **values),
     )
 

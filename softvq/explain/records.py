@@ -10,6 +10,7 @@ from pathlib import Path
 from softvq.explain.contributions import Prefix
 from softvq.explain.decision import Decision
 from softvq.explain.edits import Edit
+from softvq.explain.faithful import Checks
 from softvq.explain.maps import Look, Place
 from softvq.explain.marked import Mark
 from softvq.explain.mixtures import Mixture
@@ -88,32 +89,6 @@ class DirectionFacts:
     carriers: list[int]
     most: list[str]
     least: list[str]
-
-
-@dataclass(frozen=True)
-class Checks:
-    """Whether the rest can be believed; see :mod:`softvq.explain.faithful`.
-
-    removed: numbers of tokens removed.  stated, chance, control: dB lost by then in the order of
-    stated importance, at random, and in the order that the shuffled network states.
-    hurt, control_hurt: added squared error in the stated order over that in random order, mean over
-    these numbers; 1 is worth nothing.
-    along: correlation of the pixels that a swap changed with the derivative's; typical: with the
-    token's map, which is the same for every swap; shuffled: with the shuffled network's derivative.
-    Medians over ``swaps`` swaps between held-out photos.
-    """
-
-    photos: int
-    removed: list[int]
-    stated: list[float]
-    chance: list[float]
-    control: list[float]
-    hurt: float
-    control_hurt: float
-    swaps: int
-    along: float
-    typical: float
-    shuffled: float
 
 
 @dataclass(frozen=True)
