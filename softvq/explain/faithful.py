@@ -17,6 +17,7 @@ from softvq.explain.contributions import Errors, decibels, errors_without_each
 from softvq.explain.maps import correlation, picture_change
 from softvq.explain.variation import latents_of, mean_square, pictures_of, without
 from softvq.tokenizer import Tokenizer
+from softvq.tokenizer.spectral import Spectrum
 
 ORDERS = 4  # random orders of every photo
 
@@ -93,8 +94,8 @@ def predicted_change(tokenizer: Tokenizer, latents: Tensor, donor: Tensor, token
 def shuffled(tokenizer: Tokenizer, seed: int = 0) -> Tokenizer:
     """The same network with the numbers of every weight in another order: it has learned nothing.
 
-    Unlike a new one it keeps the size of what it computes, and a spectral one does not start as
-    the cosine transform.
+    Unlike a new one it keeps the size of what it computes. Of a spectral one the coefficients are
+    dealt out to the tokens anew, too: which band is whose was given, not learned.
     """
     draws = torch.Generator().manual_seed(seed)
     other = deepcopy(tokenizer)
@@ -103,6 +104,10 @@ def shuffled(tokenizer: Tokenizer, seed: int = 0) -> Tokenizer:
             flat = weight.flatten()
             mixed = flat[torch.randperm(flat.numel(), generator=draws).to(flat.device)]
             weight.copy_(mixed.view_as(weight))
+    for part in other.modules():
+        if isinstance(part, Spectrum):  # encoder and decoder alike
+            dealt = torch.randperm(len(part.where), generator=torch.Generator().manual_seed(seed))
+            part.where, part.scale = part.where[dealt], part.scale[dealt]
     return other
 
 

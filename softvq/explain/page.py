@@ -157,7 +157,9 @@ def summary(found: Explanation) -> list[Text]:
 
 def _facts(found: Explanation) -> list[tuple[str, str, dict[str, Any]]]:
     facts, checks = found.tokenizer, found.checks
-    shown = [(f"{facts.tokens}", "fact.tokens", {"channels": facts.channels})]
+    shown: list[tuple[str, str, dict[str, Any]]] = [
+        (f"{facts.tokens}", "fact.tokens", {"channels": facts.channels})
+    ]
     places, wide = found.of_kind("place"), found.of_kind("global")
     if len(places) >= len(wide):
         shown.append((f"{len(places)} / {facts.tokens}", "fact.places", {}))
@@ -196,10 +198,15 @@ def _checks(found: Explanation) -> list[tuple[str, dict[str, Any], str, str]]:
     ]
     for one in (one for one in found.directions if one.real):
         key = "trust.class" if one.measure == "balanced_accuracy" else "trust.number"
-        name = one.name if one.kind != "marked" else ("directions.marked", {})
+        name = _name(one.name, one.kind == "marked")
         rows.append((key, {"name": name}, _score(one.score, one.measure),
                      _score(one.control, one.measure)))  # fmt: skip
     return rows
+
+
+def _name(name: str, marked: bool) -> str | Text:
+    """What is sought: a class or column by its own name, marks by a word."""
+    return ("directions.marked", {}) if marked else name
 
 
 def _score(value: float, measure: str) -> str:
@@ -347,21 +354,29 @@ def _decision(found: Explanation, pictures: Pictures) -> dict[str, Any] | None:
         return None
     photo, places = pictures.decided
     up = decision.score >= decision.reference
-    total = decision.score - decision.reference
+    sign = 1 if up else -1
+    with_it = sum(x for x in decision.added if sign * x > 0)
+    against = sum(x for x in decision.added if sign * x < 0)
     named = sum(decision.added[i] for i in decision.tokens[:5])
     where = Place(decision.area, decision.row, decision.column, 0, 0, "place")
-    judge = ("directions.marked", {}) if decision.name == "marked" else decision.name
     values = {
-        "judge": judge,
+        "judge": _name(decision.name, decision.name == "marked"),
         "score": _signed(decision.score),
         "reference": _signed(decision.reference),
         "tokens": ", ".join(str(i + 1) for i in decision.tokens[:5]),
-        "share": f"{named / total:.0%}" if abs(total) > 1e-9 else NOTHING,
+        "named": _signed(named),
+        "with_it": _signed(with_it),
+        "against": _signed(against),
         "at": place_of(where),
         "area": f"{decision.area:.0%}",
     }
+    said: list[Text] = [("decision.up" if up else "decision.down", values)]
+    said.append(("decision.where", values))
+    for one in found.directions:
+        if one.name == decision.name and one.measure == "balanced_accuracy":
+            said.append(("decision.judge", {"score": _score(one.score, one.measure)}))
     return {
-        "said": [("decision.up" if up else "decision.down", values), ("decision.where", values)],
+        "said": said,
         "tokens": decision.tokens,
         "photo": _jpeg(photo),
         "places": _jpeg(heated(photo, places if up else -places)),

@@ -122,8 +122,8 @@ def targets_of(photos: Photos, fitted: np.ndarray, held_out: np.ndarray) -> list
     if len(classes) > 1:
         sizes = np.bincount(labels[0], minlength=len(classes))
         for label in sorted(np.argsort(-sizes, kind="stable")[:CLASSES]):
-            sides = [torch.from_numpy(some == label).double() for some in labels]
-            found.append(Target(classes[label], "class", *sides))
+            yes = [torch.from_numpy(some == label).double() for some in labels]
+            found.append(Target(classes[label], "class", *yes))
     for column in photos.columns:
         found += _column_targets(
             column.name,
