@@ -52,9 +52,7 @@ def _pair(a: Pictures, b: Pictures, smallest: int = 1) -> tuple[Tensor, Tensor]:
     return x, y.to(x.device)
 
 
-def _pieces(
-    a: Pictures, b: Pictures, mask: Masks
-) -> Iterator[tuple[Pictures, Pictures, Masks]]:
+def _pieces(a: Pictures, b: Pictures, mask: Masks) -> Iterator[tuple[Pictures, Pictures, Masks]]:
     """Some pairs at a time: in float64, with what is made of them, 600 would take gigabytes."""
     for first in range(0, max(len(a), len(b), 1), AT_ONCE):
         piece = slice(first, first + AT_ONCE)
