@@ -20,6 +20,7 @@ from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.spectral import Spectrum
 
 ORDERS = 4  # random orders of every photo
+CONTROLS = 5  # shuffled networks, each of which is asked about some of the photos
 
 
 def deletion_counts(tokens: int) -> list[int]:
@@ -184,14 +185,16 @@ def check(
     of_control = latents_of(control, pictures)
     count, steps = latents.shape[1], deletion_counts(latents.shape[1])
     of_rows = pictures[rows], latents[rows]
-    known = errors_without_each(
-        control,
-        pictures[rows],
-        of_control[rows],
-        of_control.mean(0),
-        done=lambda n: done(n * count),
-    )
-    said = [lost.argsort(1, descending=True) for lost in (errors.lost[rows], known.lost)]
+    known = []
+    for i, some in enumerate(of_rows[0].tensor_split(CONTROLS)):
+        if not len(some):
+            continue
+        # One network that knows nothing may be right about the strongest token by luck.
+        other = shuffled(tokenizer, seed + i)
+        average = latents_of(other, of_rows[0]).mean(0)
+        known.append(errors_without_each(other, some, latents_of(other, some), average).lost)
+        done(len(some) * count)
+    said = [lost.argsort(1, descending=True) for lost in (errors.lost[rows], torch.cat(known))]
     chance = [random_orders(len(rows), count, seed + i) for i in range(ORDERS)]
     found = []
     for orders in (*said, *chance):

@@ -22,6 +22,8 @@ from softvq.report import embed
 from softvq.words import LANGUAGES, Language, Sentences
 
 WORDS = Path(__file__).with_name("words.yaml")
+HURT, ALONG = 1.5, 0.8  # what the tests of faithful.py must give, and a control must not
+NOTHING_KNOWN = 0.2  # correlation that a network which knows nothing may have
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 NOTHING, SIGMA = "\N{EN DASH}", "\N{GREEK SMALL LETTER SIGMA}"
 QUALITY, SMALL_QUALITY = 85, 80  # of JPEGs
@@ -219,8 +221,9 @@ def _signed(value: float) -> str:
 
 def _believed(found: Explanation) -> Text:
     checks = found.checks
-    good = checks.hurt >= 1.5 and checks.along >= 0.8
-    return ("believed" if good else "doubted"), {}
+    true = checks.hurt >= HURT and checks.along >= ALONG
+    void = checks.control_hurt < HURT and checks.shuffled < NOTHING_KNOWN
+    return ("believed" if true and void else "doubted"), {}
 
 
 def _trust(found: Explanation) -> list[Text]:
