@@ -319,15 +319,19 @@ def cost(asked: options.Cost) -> Outcome:
 
 def study(asked: options.Study) -> Outcome | None:
     from softvq.study.settings import Known, Settings
-    from softvq.study.study import run_study
+    from softvq.study.study import decide_again, run_study
 
+    out = Path(asked.out)
+    if asked.resume_with is not None:
+        decide_again(out, asked.resume_with, asked.lang)
+        return Outcome("", {"out": asked.out})
     settings = Settings(**{f.name: getattr(asked, f.name) for f in fields(Settings)})
     known = Known(**{f.name: getattr(asked, f.name) for f in fields(Known)})
     if asked.dry_run:
         from softvq.data import find_photos
 
-        return _planned(find_photos(asked.data, "all").summary(), asked.budget)
-    finished = run_study(settings, known, Path(asked.out), asked.criteria, asked.lang)
+        return _planned(find_photos(settings.data, "all").summary(), asked.budget)
+    finished = run_study(settings, known, out, asked.criteria, asked.lang)
     return Outcome("", {"out": asked.out}) if finished else None
 
 

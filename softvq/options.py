@@ -142,9 +142,9 @@ def interval(low: str, high: str) -> tuple[float, float]:
 
 
 Sampler = Literal["euler", "heun", "dopri5", "ddim", "dpm_solver", "euler_maruyama", "ddpm"]
-Hold = Literal["channels", "floats", "both"]
 Fit = Literal["crop", "stretch"]
-Bottleneck = Literal["softvq", "kl", "vq", "ae"]
+Scale = Literal["auto", "fit", "native"]
+Trained = Literal["softvq", "decoder", "kl", "vq", "ae"]
 
 Name = Annotated[str, Value("NAME", text)]
 File = Annotated[str, Value("FILE", text)]
@@ -152,7 +152,7 @@ Folder = Annotated[str, Value("FOLDER", text)]
 Count = Annotated[int, Value("N", count)]
 Counts = Annotated[tuple[int, ...], Value("N,N,..", counts)]
 Words = Annotated[tuple[str, ...], Value("NAME,NAME,..", words)]
-Bottlenecks = Annotated[tuple[Bottleneck, ...], Value("NAME,NAME,..", among(*get_args(Bottleneck)))]
+Trainings = Annotated[tuple[Trained, ...], Value("NAME,NAME,..", among(*get_args(Trained)))]
 Duration = Annotated[float, Value("TIME", duration, write=lambda s: f"{s / 60:g}m")]
 Pixels = Annotated[tuple[int, int], Value("PIXELS", pixels, write=lambda x: f"{x[0]}x{x[1]}")]
 Number = Annotated[float, Value("NUMBER", number)]
@@ -562,34 +562,26 @@ class Cost(Long):
 
 
 @dataclass(kw_only=True)
-class Study(OfPhotos, Long):
-    """Find out how far tokens can be cut on your photos, what it saves and what is lost.
+class Study(Long):
+    """Find out how few tokens your photos need, what that saves and what is lost.
 
     A stopped study goes on when its command is repeated.
 
-    softvq study --data photos --masks masks --out study --budget 60m
+    softvq study --data photos --masks masks --out study
+    softvq study --out study --resume-with prices.yaml
     """
 
     out: Folder
     """Folder of the study and its report."""
-    budget: Duration = 3600.0
+    data: Folder | None = None
+    """A folder of photos (a class is a first-level subfolder), or 'builtin'."""
+    resume_with: File | None = None
+    """YAML file of other criteria or prices, by which a finished study in --out decides anew;
+    nothing is trained or measured."""
+    criteria: File | None = None
+    """YAML file of what must hold, and of prices; see the manual."""
+    budget: Duration = 1200.0
     """Time for all of it, as 90s, 30m or 2h."""
-    tokens: Counts = (8, 16, 32, 64)
-    """Numbers of tokens to try."""
-    hold: Hold = "channels"
-    """What stays the same while tokens are cut: the numbers of a token, those of a photo, or both
-    in turn."""
-    channels: Count = 32
-    """Numbers of a token."""
-    bottlenecks: Bottlenecks = ("softvq", "kl", "vq")
-    """Bottlenecks to try, of softvq, kl, vq and ae."""
-    size: Pixels = (64, 64)
-    """Pixels that photos are reduced to, HEIGHTxWIDTH or one number."""
-    fit: Fit = "stretch"
-    """How a photo that is not square is met: squeezed, so that nothing is cut off, or cropped."""
-    init: Folder = "shipped"
-    """Directory of the tokenizer that every arm starts from, cut or stretched to its shape, or
-    'none'."""
     masks: Folder | None = None
     """Folder of PNG files named as the photos, not black inside what matters."""
     boxes: File | None = None
@@ -605,10 +597,22 @@ class Study(OfPhotos, Long):
     """Classes without a defect; by default those named ok, good, normal, free, 良品 and such."""
     drop_leaks: bool = False
     """Leave out held-out photos that are in training too; without it they are refused."""
-    criteria: File | None = None
-    """YAML file of what must hold; see the manual."""
+    tokens: Counts | None = None
+    """Numbers of tokens to measure; by default 1, 2, 4, .. and all that --init has."""
+    tile: Scale = "auto"
+    """Whether photos are fitted to the tokenizer's size, or cut into tiles at their native scale;
+    auto goes by the sizes of what is marked."""
+    fit: Fit = "stretch"
+    """How a photo that is not square is fitted: squeezed, so that nothing is lost, or cropped."""
+    init: Folder = "shipped"
+    """Directory of the nested tokenizer that is fine-tuned."""
+    train: Trainings = ("softvq",)
+    """What is fine-tuned, of softvq, decoder (tokens stay as they are), kl, vq and ae; each takes
+    its share of the time."""
+    seeds: Count = 1
+    """How often the fine-tuning is repeated with another seed; each takes its share of the time."""
     images: Count | None = None
-    """In place of --budget: photos that every arm sees at first, the same on any machine."""
+    """In place of --budget: photos seen in fine-tuning, the same on any machine."""
     seed: Seed = 0
     """Seed of everything that is drawn at random."""
     lang: Literal["en", "ja"] = "en"
@@ -616,6 +620,7 @@ class Study(OfPhotos, Long):
 
     def __post_init__(self) -> None:
         one_of(self, "masks", "boxes")
+        one_of(self, "data", "resume_with", required=True)
 
 
 @dataclass(kw_only=True)

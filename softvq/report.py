@@ -49,11 +49,48 @@ class Strip:
 
 
 @dataclass
+class Slider:
+    """A number that the reader moves, from a quarter of ``value`` to four times it."""
+
+    key: str
+    label: str
+    value: float
+
+
+@dataclass
+class WhatIfRow:
+    """What each price is multiplied with to give a cost; ``holds``: whether it can be chosen."""
+
+    name: str
+    holds: bool
+    missed: float
+    alarms: float
+    storage: float
+    compute: float
+
+
+@dataclass
+class WhatIf:
+    """A table of costs that follows sliders, in the file itself: the cheapest that can be chosen
+    has a star.  header: of name, cost and whether it can be chosen."""
+
+    sliders: list[Slider]
+    rows: list[WhatIfRow]
+    header: list[str]
+    currency: str
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """The rows, for the script."""
+        return [vars(row) for row in self.rows]
+
+
+@dataclass
 class Section:
     """A heading, paragraphs, ``points`` (what, what about it), small figures side by side
     (``tiles``, and ``strips`` of them), large ones, tables, notes.
 
-    ``page``: begins a new page where the report is printed.
+    ``whatif``: costs that follow sliders.  ``page``: begins a new page where the report is printed.
     """
 
     heading: str
@@ -64,6 +101,7 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    whatif: WhatIf | None = None
     page: bool = False
 
 
@@ -159,7 +197,7 @@ def scatter_chart(
             axes.plot(p.x, p.y, marker, color=colour, markerfacecolor=face, markersize=6)
             offset = {"textcoords": "offset points", "xytext": (5, 4)}
             axes.annotate(p.label, (p.x, p.y), color=colour, fontsize=8, **offset)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return _svg(canvas, lang)
 
 

@@ -47,7 +47,7 @@ def trained(once) -> Path:
 
 @pytest.fixture(scope="session")
 def studied(once) -> Path:
-    """``photos``, ``masks`` and ``out``: a study of one arm on tiles; ``said.txt`` it printed."""
+    """``photos``, ``masks`` and ``out``: a study of tiles; ``said.txt`` it printed."""
     from helpers.artifacts import study_tiles
 
     return once(study_tiles)

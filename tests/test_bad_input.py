@@ -320,7 +320,7 @@ ROWS = [
     (f"{GENERATOR} model.heads=0", "heads"),
     (f"train generator --recipe tiny-generator --tokenizer {{at}}/empty {P} {O}", "config.json"),
     # studies
-    (f"study {P} {O} --bottlenecks soft", "soft"),
+    (f"study {P} {O} --train soft", "soft"),
     (f"study {P} {O} --criteria {{at}}/nowhere", "nowhere"),
     (f"study {P} {O} --criteria {{at}}/list.yaml", "list.yaml"),
     (f"study {P} {O} --criteria {{at}}/binary.yaml", "binary.yaml"),

@@ -144,7 +144,7 @@ def test_help_explains_every_option_and_shows_examples_that_are_valid(command, c
 
 def test_help_names_defaults_and_choices(capsys):
     out = run(capsys, "study", "--help")[1]
-    for text in ("{channels,floats,both}", "(default: 8,16,32,64)", "(default: 60m)", "64x64"):
+    for text in ("{auto,fit,native}", "(default: softvq)", "(default: 20m)", "N,N,.."):
         assert text in out
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from softvq import images
 from softvq.data import Marks, find_marks, find_photos, open_store, read_masks
 from softvq.errors import SoftVQWarning, UserError
-from softvq.study.regions import find_regions
+from softvq.evaluate.regions import find_regions
 
 HEIGHT, WIDTH = 40, 60
 SIDES = (14.0, 4.0, 22.0, 12.0)

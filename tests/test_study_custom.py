@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from softvq.errors import UserError
-from softvq.study.judging.custom import open_metric
+from softvq.evaluate.custom import open_metric
 
 NAMES = ["val/crack/a.jpg", "val/crack/a.png", "val/ok/b.jpg"]
 ORIGINALS = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)

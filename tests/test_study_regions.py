@@ -10,7 +10,7 @@ from PIL import Image
 from softvq import images
 from softvq.data import open_store
 from softvq.errors import UserError
-from softvq.study.regions import box_cover, contrast_kept, find_regions, smallest_surviving
+from softvq.evaluate.regions import box_cover, contrast_kept, find_regions, smallest_surviving
 
 
 def disk(size: int, y: float, x: float, diameter: float) -> np.ndarray:

@@ -24,6 +24,7 @@ BLOCK = 4096  # pixels of all photos that are float64 at one time
 CODECS: dict[str, tuple[int, int, dict[str, int]]] = {
     "jpeg": (1, 100, {"optimize": True}),
     "webp": (0, 100, {"method": 6}),
+    "avif": (0, 100, {"speed": 8}),
 }
 
 BASELINES = (*CODECS, "thumbnail", "pca")
@@ -80,6 +81,11 @@ def encode(kind: str, photo: np.ndarray, quality: int, grey: bool) -> bytes:
     return file.getvalue()
 
 
+def decoded(file: bytes, grey: bool) -> np.ndarray:
+    """The photo of a file, uint8 [H, W, 3]."""
+    return _rgb(Image.open(io.BytesIO(file)), grey)
+
+
 def _picture(photo: np.ndarray, grey: bool) -> Image.Image:
     return Image.fromarray(photo).convert("L" if grey else "RGB")
 
@@ -110,7 +116,7 @@ def _file(kind: str, photos: np.ndarray, budget: int, grey: bool) -> Coded:
     sizes = [len(file) for file in files]
     least, most = min(qualities), max(qualities)
     return Coded(
-        np.stack([_rgb(Image.open(io.BytesIO(file)), grey) for file in files]),
+        np.stack([decoded(file, grey) for file in files]),
         float(np.mean(sizes)),
         None,
         f"q={least}" if least == most else f"q={least}-{most}",

@@ -1,8 +1,10 @@
 """What a study finds out, as records, and the one place where they become files and back.
 
-Results (results.json) holds everything that the report says; Plan (plan.json) what was decided
-while training; Facts (data.json, and in the results) what was found out about the photos. What
-could not be measured is None. A file that is damaged, or that another version wrote, is refused.
+Evidence (evidence.json) says what the photos are that everything is judged on, Measured
+(measures/NAME.json) what was measured on them of one candidate, photo by photo. From these and the
+criteria follows Results (results.json), which holds everything that the report says. Plan
+(plan.json) is what was decided while training. What could not be measured is None. A file that is
+damaged, or that another version wrote, is refused.
 """
 
 import json
@@ -15,14 +17,15 @@ import numpy as np
 
 from softvq.errors import UserError
 from softvq.evaluate.intervals import Figure
+from softvq.evaluate.judges import Judged, JudgeKind
 from softvq.io import replacing, write_atomically
 from softvq.study.settings import Settings
 
 Sense = Literal["min", "max"]
+Role = Literal["candidate", "reference"]
+TileReason = Literal["asked", "unmarked", "small", "large", "one"]
 
-ORIGINALS = "originals.npy"  # in the study's folder: the held-out photos, uint8 [N, H, W, 3]
-
-
+ORIGINALS = "originals"  # names the photos as they are, among what is measured
 Figures = dict[str, Figure | None]
 
 
@@ -65,194 +68,74 @@ class Verdict:
     criteria: list[Outcome]
 
 
-# ---- what the judging finds ----
-
-
-@dataclass(frozen=True)
-class ClassFigures:
-    """Of the ``n`` held-out photos of a class; psnr only of reconstructions."""
-
-    n: int
-    recall: Figure | None
-    psnr: Figure | None = None
-
-
-@dataclass(frozen=True)
-class SizeBin:
-    """Of ``n`` regions from ``low`` to ``high`` study pixels across: means, and the share alive."""
-
-    low: float
-    high: float
-    n: int
-    contrast: float
-    surviving: float
-    psnr: float
-
-
-@dataclass(frozen=True)
-class RegionFigures:
-    """A marked region of held-out photo number ``photo``, and how much of its contrast is kept.
-
-    box: left, top, right, bottom, the last two outside; diameter: both in study pixels.
-    """
-
-    photo: int
-    box: tuple[int, int, int, int]
-    diameter: float
-    contrast: float | None
-
-
-@dataclass(frozen=True)
-class Subgroup:
-    """Of the ``n`` held-out photos with one value in a column of the metadata."""
-
-    n: int
-    metrics: Figures
-
-
-@dataclass(frozen=True)
-class Originals:
-    """The held-out photos by ``names``, and what the detector makes of the originals.
-
-    confusion: photos by their true class (rows) and the class they are taken for (columns).
-    unmarked: defect photos without a region; None where there are no regions at all.
-    """
-
-    names: list[str]
-    classes: list[str]
-    accuracy: Figure | None
-    defect_recall: Figure | None
-    per_class: dict[str, ClassFigures]
-    confusion: list[list[int]] | None
-    unmarked: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """Everything that is measured on one set of reconstructions of the held-out photos.
-
-    smallest_in_file: the metric smallest_surviving, in the photo files' own pixels.
-    worst: numbers of the photos with the lowest PSNR.
-    """
-
-    metrics: Figures
-    smallest_in_file: float | None = None
-    per_class: dict[str, ClassFigures] = field(default_factory=dict)
-    confusion: list[list[int]] | None = None
-    by_size: list[SizeBin] = field(default_factory=list)
-    subgroups: dict[str, dict[str, Subgroup]] = field(default_factory=dict)
-    worst: list[int] = field(default_factory=list)
-    regions: list[RegionFigures] = field(default_factory=list)
-
-
-# ---- what was tried ----
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why an arm was stopped after a rung: arm ``by`` was better by ``gap_db``."""
-
-    by: str
-    gap_db: float
-    rung: int
-
-
-@dataclass(frozen=True)
-class ArmCost:
-    """Of a tokenizer, and of one evaluation of a SiT-XL/1 on its tokens."""
-
-    parameters: int
-    encode_gflops: float
-    decode_gflops: float
-    generator_gflops: float
+# ---- what was measured, photo by photo ----
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Photos per second on this machine; None if it was not measured."""
+    """Photos per second on this machine, measured while working; None if it was not."""
 
     encode: float | None = None
     decode: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Something that photos were kept in: ``bytes`` of a photo on average.
+class Measured:
+    """One way of keeping photos, and what is left of N of them and of R marked regions.
 
-    held: what stays the same in other arms.  pictures: the .npy file of its reconstructions of the
-    held-out photos, below the study's folder.
+    kind: of ``trying.models.KINDS``, ``target``, or a reference's.  setting: what it is told to do.
+    tokens: of each of the N photos, [] for a file.  bytes: of each.  floats: mean per photo.
+    psnr: of each photo; ssim: of some pieces.  dropin: by the judge that learned from originals.
+    information: by one that learned from photos rebuilt alike.  contrast: kept of each region, None
+    where the original has none.  inside: PSNR in each region.  own: of the user's metrics, a number
+    or N.
     """
 
     name: str
     kind: str
-    bytes: float
-    held: tuple[str, ...]
-    pictures: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmResult(Judgement, Entry):
-    """A tokenizer that was trained. Without ``stopped`` it is a candidate for the recommendation.
-
-    floats: numbers that a photo becomes.  images_seen: in training, over so many ``rungs``.
-    robustness: by what spoilt the photos, see ``judging.judge.judge_spoilt``.
-    """
-
-    learned: Literal[True] = True
-    tokens: int
-    channels: int
-    floats: int
-    rungs: int
-    images_seen: int
-    stopped: Stop | None
-    cost: ArmCost
-    robustness: dict[str, Figures] = field(default_factory=dict)
-    verdict: Verdict
-
-    @property
-    def price(self) -> tuple[float, float, float]:
-        """Tokens decide what a generator costs, then numbers, then bytes."""
-        return self.tokens, self.floats, self.bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineResult(Judgement, Entry):
-    """A method without training, held to the size of the arm ``of``; ``fits``: it keeps to it.
-
-    setting: its quality, size or number of components.  floats: None for a file format.
-    """
-
-    learned: Literal[False] = False
-    of: str
+    role: Role
     setting: str
-    floats: int | None
-    fits: bool
-
-    @property
-    def price(self) -> tuple[float, float, float]:
-        """As an arm's; what has no tokens comes after all that have."""
-        return math.inf, math.inf if self.floats is None else self.floats, self.bytes
-
-
-Result = ArmResult | BaselineResult
+    bytes: list[float]
+    psnr: list[float]
+    ssim: list[float]
+    tokens: list[int] = field(default_factory=list)
+    floats: float | None = None
+    dropin: Judged | None = None
+    information: Judged | None = None
+    contrast: list[float | None] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+    own: dict[str, float | list[float | None] | None] = field(default_factory=dict)
+    speed: Speed = Speed()
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """The name of the cheapest arm that was trained to the end and holds everything, or None.
+class MarkedRegion:
+    """A marked place of photo number ``photo``, in its piece number ``piece``.
 
-    failing: how many arms fail each metric.  cheaper_failed: the metrics that each cheaper arm
-    fails, in the order of price.
-    limit: "evidence" if nothing holds, but of some arm every value is on the right side.
+    box: left, top, right, bottom in the piece, the last two outside; diameter in its pixels;
+    original: the diameter in the photo file's.
     """
 
-    arm: str | None
-    failing: dict[str, int]
-    cheaper_failed: dict[str, list[str]]
-    limit: Literal["evidence"] | None
+    photo: int
+    piece: int
+    box: tuple[int, int, int, int]
+    diameter: float
+    original: float
+
+
+@dataclass(frozen=True)
+class TileChoice:
+    """Whether photos were cut at native scale, and why: a code, and what its sentence is filled
+    with.  pieces: of each of the N photos."""
+
+    native: bool
+    why: TileReason
+    values: dict[str, float]
+    pieces: list[int]
 
 
 # ---- what was found out about the photos ----
+
 
 RemarkCode = Literal[
     "few_train", "few_val", "few_class_val", "few_defect_groups", "no_classes", "one_class",
@@ -355,7 +238,183 @@ class Facts:
     remarks: list[Remark] = field(default_factory=list)
 
 
-# ---- the files ----
+@dataclass(frozen=True)
+class Evidence:
+    """N photos that no tokenizer of the study learned from, by ``names``; photos of one of
+    ``groups`` are one piece of evidence.
+
+    held_out: whether each is of the held-out part; the others were set aside from training photos.
+    learning: how many photos tokenizers learned from.  judge: what there is to be judged, None for
+    nothing.  originals: what the judge makes of the photos as they are.  size: (H, W) of a piece.
+    unmarked: defect photos without a region, None where there is no region at all.
+    """
+
+    names: list[str]
+    classes: list[str]
+    labels: list[int]
+    groups: list[str]
+    held_out: list[bool]
+    subgroups: dict[str, list[str]]
+    regions: list[MarkedRegion]
+    unmarked: int | None
+    learning: int
+    size: tuple[int, int]
+    tile: TileChoice
+    facts: Facts
+    judge: JudgeKind | None
+    originals: Judged | None
+
+
+# ---- what follows ----
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Of the ``n`` held-out photos of a class; psnr only of reconstructions."""
+
+    n: int
+    recall: Figure | None
+    psnr: Figure | None = None
+
+
+@dataclass(frozen=True)
+class SizeBin:
+    """Of ``n`` regions from ``low`` to ``high`` study pixels across: means, and the share alive."""
+
+    low: float
+    high: float
+    n: int
+    contrast: float
+    surviving: float
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """Of the ``n`` held-out photos with one value in a column of the metadata."""
+
+    n: int
+    metrics: Figures
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What things cost, in the user's ``currency``.
+
+    defect_rate: share of the parts that have a defect.  missed_defect, false_alarm: of each.
+    photos_per_part, parts_per_month.  storage: of a GB (10^9 bytes) for a month, ``months`` of
+    them.  compute: of an hour of this machine.  integration: paid once.
+    """
+
+    currency: str = ""
+    defect_rate: float = 0.01
+    missed_defect: float = 0.0
+    false_alarm: float = 0.0
+    photos_per_part: float = 1.0
+    parts_per_month: float = 10_000.0
+    storage: float = 0.0
+    months: float = 12.0
+    compute: float = 0.0
+    integration: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expected, per 10,000 parts: all of it, and its parts. None where nothing judges defects."""
+
+    total: Figure
+    missed: float | None
+    alarms: float | None
+    storage: float
+    compute: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way of keeping photos, with its figures. ``role``: references cannot be recommended.
+
+    tokens, bytes, floats: means per photo; tokens None for a file.  by_class: mean tokens of each
+    class.  worst: numbers of the photos with the lowest PSNR.  smallest_in_file: the metric
+    smallest_surviving in the photo files' own pixels.  payback: months until its integration is
+    earned against keeping files, None for never or unknown.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    setting: str
+    tokens: float | None
+    floats: float | None
+    bytes: float
+    metrics: Figures
+    verdict: Verdict
+    warnings: list[Outcome] = field(default_factory=list)
+    cost: Cost | None = None
+    payback: float | None = None
+    per_class: dict[str, ClassFigures] = field(default_factory=dict)
+    by_class: dict[str, float] = field(default_factory=dict)
+    by_size: list[SizeBin] = field(default_factory=list)
+    subgroups: dict[str, dict[str, Subgroup]] = field(default_factory=dict)
+    most_tokens: list[int] = field(default_factory=list)
+    worst: list[int] = field(default_factory=list)
+    contrast: list[float | None] = field(default_factory=list)
+    smallest_in_file: float | None = None
+    confusion: list[list[int]] | None = None
+    speed: Speed = Speed()
+
+    @property
+    def price(self) -> tuple[float, float, float]:
+        """What decides without prices of money: tokens, then bytes, then the better picture."""
+        psnr = self.metrics.get("psnr")
+        tokens = math.inf if self.tokens is None else self.tokens
+        return tokens, self.bytes, -(psnr.value if psnr else 0.0)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A criterion that the evidence cannot decide: groups there are, and would be needed."""
+
+    outcome: Outcome
+    figure: Figure
+    groups: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """What is recommended where one price or limit is ``factor`` times as large."""
+
+    what: str
+    factor: float
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The name of the recommended candidate, or None.
+
+    leading: the recommended, or else what misses the least.  failing: how many candidates fail
+    each metric.  cheaper_failed: the metrics that each cheaper candidate fails.
+    limit: "evidence" if nothing holds, but of the leading one every value is on the right side;
+    "seeds" if another seed decides otherwise.  needed: where evidence alone is what lacks.
+    moves: what would be recommended at other prices and limits.
+    """
+
+    name: str | None
+    leading: str
+    failing: dict[str, int]
+    cheaper_failed: dict[str, list[str]]
+    limit: Literal["evidence", "seeds"] | None
+    needed: list[Needed] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pieces of the evidence that the report shows: of photos, and which regions are in them."""
+
+    photos: list[int]
+    pieces: list[int]
+    regions: list[int]
 
 
 @dataclass(frozen=True)
@@ -368,64 +427,40 @@ class Machine:
 
 @dataclass(frozen=True)
 class Results:
-    """results.json. ``images``: photos that an arm saw in each rung.
+    """results.json. ``images``: photos that each model saw in training.
 
     Everything is the same however often the study was interrupted, but for ``times`` (seconds of
-    each stage), ``speeds`` (of the arms that were not stopped) and ``command``.
+    each stage), the candidates' speeds and what of costs follows from them, and ``command``.
     """
 
     version: str
     command: str
     settings: Settings
-    images: list[int]
+    images: dict[str, int]
     confidence: float
     criteria: list[Criterion]
-    data: Facts
-    originals: Originals
-    arms: list[ArmResult | BaselineResult]
+    prices: Prices | None
+    evidence: Evidence
+    originals: Candidate
+    candidates: list[Candidate]
     recommendation: Recommendation
+    shown: Shown
     times: dict[str, float]
-    speeds: dict[str, Speed]
     machine: Machine
 
-    @property
-    def learned(self) -> list[ArmResult]:
-        """The tokenizers, the cheapest first."""
-        return [arm for arm in self.arms if isinstance(arm, ArmResult)]
-
-    @property
-    def baselines(self) -> list[BaselineResult]:
-        return [arm for arm in self.arms if isinstance(arm, BaselineResult)]
-
-
-@dataclass
-class Rung:
-    """Photos that each of the ``arms`` sees, and which were stopped; None before it has ended."""
-
-    images: int
-    arms: list[str]
-    stopped: dict[str, Stop] | None = None
+    def named(self, name: str) -> Candidate:
+        return next(each for each in self.candidates if each.name == name)
 
 
 @dataclass
 class Plan:
-    """plan.json. ``speed``: photos per second of training, by arm; {} if it was not measured.
+    """plan.json: photos that each model sees in training, decided when its turn came."""
 
-    Raises ValueError for a speed that is not above 0, and for a rung of nothing.
-    """
-
-    speed: dict[str, float]
-    rungs: list[Rung] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not all(0 < speed < math.inf for speed in self.speed.values()):
-            raise ValueError("a speed is not above 0")
-        if any(rung.images < 1 or not rung.arms for rung in self.rungs):
-            raise ValueError("a rung without images or arms")
-
-    def of(self, arm: str) -> list[Rung]:
-        """The rungs that an arm was trained in."""
-        return [rung for rung in self.rungs if arm in rung.arms]
+        if any(count < 1 for count in self.images.values()):
+            raise ValueError("a model that sees no image")
 
 
 Record = TypeVar("Record")

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from softvq.errors import UserError, check_there
-from softvq.options import Bottleneck, Fit, Hold
+from softvq.options import Fit, Scale, Trained
 
-PATCHES = 8  # along each side: the work of a photo is then the same at every size
-MOST_PIXELS = 2048  # along each side
 MOST_SEED = 2**32 - 1
 
 
@@ -16,57 +14,44 @@ MOST_SEED = 2**32 - 1
 class Settings:
     """What decides a study's figures; a study of others is another study.
 
-    data: folder of photos.  size: (height, width) that photos are fitted to.  fit: crop | stretch.
-    init: the trained tokenizer that arms start from, or "none".
-    tokens: the counts to try.  hold: what stays the same while tokens are cut, the ``channels`` of
-        a token, the ``floats`` of a photo (those of the middle count), or both in turn.
-    budget: seconds for all of it.  images: photos that an arm sees in its first rung; None measures
-        this machine and spends ``budget``.
+    data: folder of photos.
+    init: the nested tokenizer that training starts from, and whose image size is the study's.
+    train: what is fine-tuned on the photos: the tokenizer as it is (``softvq``), its ``decoder``
+        alone, which leaves tokens as they are, or the tokenizer with another bottleneck. Each
+        takes its share of the time.
+    tokens: the counts to measure, of a picture of that size; None for 1, 2, 4, .. and all.
+    tile: whether photos are fitted to that size, or cut at their ``native`` scale; auto goes by
+        the sizes of what is marked.  fit: how they are fitted, crop | stretch.
+    budget: seconds for all of it.  images: photos seen in training, in place of the budget.
+    seeds: how often the fine-tuning is repeated with another seed.
 
     Raises UserError for what cannot be.
     """
 
     data: str
-    size: tuple[int, int] = (64, 64)
-    fit: Fit = "stretch"
     init: str = "shipped"
-    tokens: tuple[int, ...] = (8, 16, 32, 64)
-    hold: Hold = "channels"
-    channels: int = 32
-    bottlenecks: tuple[Bottleneck, ...] = ("softvq", "kl", "vq")
-    budget: float = 3600.0
+    train: tuple[Trained, ...] = ("softvq",)
+    tokens: tuple[int, ...] | None = None
+    tile: Scale = "auto"
+    fit: Fit = "stretch"
+    budget: float = 1200.0
     images: int | None = None
+    seeds: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        height, width = self.size
-        if height != width or height % PATCHES or not PATCHES < height <= MOST_PIXELS:
-            raise UserError(
-                f"--size must be a multiple of {PATCHES}, one number from {2 * PATCHES} to "
-                f"{MOST_PIXELS}: photos are square"
-            )
-        _one_of("--hold", self.hold, get_args(Hold))
+        _one_of("--tile", self.tile, get_args(Scale))
         _one_of("--fit", self.fit, get_args(Fit))
-        for name in self.bottlenecks:
-            _one_of("bottleneck", name, get_args(Bottleneck))
-        if not self.bottlenecks:
-            raise UserError(
-                f"--bottlenecks is empty; give some of {', '.join(get_args(Bottleneck))}"
-            )
-        if not self.tokens or min(self.tokens) < 1:
+        for name in self.train:
+            _one_of("--train", name, get_args(Trained))
+        if self.tokens is not None and (not self.tokens or min(self.tokens) < 1):
             raise UserError("--tokens takes whole numbers of 1 or more, with commas")
-        if self.channels < 1:
-            raise UserError(f"--channels must be 1 or more, not {self.channels}")
-        pixels, most = 3 * height * width, max(self.tokens)
-        if most * self.channels > pixels:
-            raise UserError(
-                f"{most:,} tokens of {self.channels:,} numbers are more than the {pixels:,} of a "
-                f"photo of {height} x {width} pixels; give smaller --tokens or --channels"
-            )
         if not (math.isfinite(self.budget) and self.budget > 0):
             raise UserError(f"--budget must be a time above 0, as 30m, not {self.budget}")
         if self.images is not None and self.images < 1:
             raise UserError(f"--images must be 1 or more, not {self.images}")
+        if not 1 <= self.seeds <= 10:
+            raise UserError(f"--seeds must be from 1 to 10, not {self.seeds}")
         if not 0 <= self.seed <= MOST_SEED:
             raise UserError(f"--seed must be from 0 to {MOST_SEED}, not {self.seed}")
 
@@ -97,4 +82,4 @@ class Known:
 
 def _one_of(what: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        raise UserError(f"{what} '{name}' is none of {', '.join(known)}")
+        raise UserError(f"{what}: '{name}' is none of {', '.join(known)}")

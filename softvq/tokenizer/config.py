@@ -24,12 +24,12 @@ class TokenizerConfig:
     """Tokens L of an image, which is kept as L x C floats."""
     channels: int = 32
     """Channels C: the numbers of a token."""
-    network: Literal["vit", "cnn", "spectral"] = "vit"
+    network: Literal["vit", "cnn", "spectral", "linear"] = "vit"
     """A vit has any number of tokens, a cnn one for each cell of a grid; tokens of spectral start
-    as the picture's spectrum."""
+    as the picture's spectrum, those of linear are principal components of it."""
     nested: bool = False
     """The first k tokens are the same however many are computed, and any k can be decoded (vit,
-    spectral)."""
+    spectral, linear)."""
     rope: Literal["none", "axial", "mixed"] = "none"
     """Rotary positions of a vit's patches: axial ones are fixed, mixed ones learned."""
     rope_theta: float = 10.0
@@ -93,6 +93,8 @@ class TokenizerConfig:
     """Channels of the residual blocks over cells of half a patch (spectral)."""
     refine_depth: int = 4
     """Residual blocks over cells of half a patch (spectral)."""
+    coefficients: int = 4096
+    """Coefficients of the picture's cosine transform that are read and written (linear)."""
 
     def __post_init__(self) -> None:
         networks = [
@@ -105,7 +107,7 @@ class TokenizerConfig:
             above_0=(
                 *("height", "width", "patch", "tokens", "channels", "rope_theta"),
                 *("codebook_size", "codebooks", "levels", "tau", "entropy_tau", *networks),
-                "refine_width",
+                *("refine_width", "coefficients"),
             ),
             not_below_0=(
                 *("entropy_weight", "commitment", "kl_weight", "layer_scale", "free_bits"),
@@ -123,6 +125,11 @@ class TokenizerConfig:
             self._check_vit()
         if self.network == "spectral" and self.patch % 2:
             raise UserError(f"network spectral needs an even patch, got {self.patch}")
+        if self.network == "linear" and self.tokens * self.channels > self.coefficients:
+            raise UserError(
+                f"{self.tokens} tokens x {self.channels} channels are more than "
+                f"{self.coefficients} coefficients; set model.coefficients to as many or more"
+            )
         if self.nested and self.network == "cnn":
             raise UserError("network cnn has one token per cell, which do not nest; nested=false")
         if self.nested and self.codebooks > 1 and self.codebook_axis == "tokens":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.io import load_model, save_model
-from softvq.tokenizer import cnn, spectral, vit
+from softvq.tokenizer import cnn, linear, spectral, vit
 from softvq.tokenizer.bottleneck import BOTTLENECKS, Tokens
 from softvq.tokenizer.config import TokenizerConfig
 
@@ -20,6 +20,7 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     "vit": (vit.Encoder, vit.Decoder),
     "cnn": (cnn.Encoder, cnn.Decoder),
     "spectral": (spectral.Encoder, spectral.Decoder),
+    "linear": (linear.Encoder, linear.Decoder),
 }
 
 
@@ -60,6 +61,8 @@ class Tokenizer(nn.Module):
         self.bottleneck.init_weights()
         if isinstance(self.encoder, spectral.Encoder):
             spectral.start_as_transform(self.to_latent, self.from_latent, self.bottleneck)
+        if isinstance(self.encoder, linear.Encoder):
+            linear.start_as_components(self.to_latent, self.from_latent)
 
     @property
     def device(self) -> torch.device:

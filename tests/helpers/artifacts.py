@@ -3,13 +3,13 @@
 import contextlib
 import io
 import shutil
-from functools import partial
 from pathlib import Path
 
-import pytest
+import torch
 
-from helpers.pictures import SIDE, tiles
+from helpers.pictures import tiles
 from softvq import cli
+from softvq.tokenizer import Tokenizer
 
 STEPS = ["train.images=128", "train.evaluate_every=128", "train.log_every=64"]
 
@@ -29,11 +29,20 @@ def train_both(folder: Path) -> None:
     assert cli.main([*command, *STEPS, "views=1"]) == 0
 
 
-def study(photos: Path, masks: Path, out: Path, *more: str) -> int:
-    """The exit code of a study of one arm."""
-    places = ["--data", str(photos), "--masks", str(masks), "--out", str(out)]
-    arm = ["--size", str(SIDE), "--tokens", "4", "--bottlenecks", "softvq", "--images", "128"]
-    return cli.main(["study", *places, *arm, *more])
+def nested_tokenizer(folder: Path) -> Path:
+    """An untrained nested tokenizer of 32 x 32 pixels and 8 tokens, in ``folder``/init."""
+    from test_nested import PAIRS, spectral
+
+    torch.manual_seed(0)
+    Tokenizer(spectral(**PAIRS)).save_pretrained(folder / "init")
+    return folder / "init"
+
+
+def study(root: Path, out: Path, *more: str) -> int:
+    """The exit code of a study of the photos, masks and init in ``root``."""
+    places = ["--data", str(root / "photos"), "--masks", str(root / "masks"), "--out", str(out)]
+    some = ["--init", str(root / "init"), "--tokens", "1,8", "--images", "64"]
+    return cli.main(["study", *places, *some, *more])
 
 
 def study_tiles(folder: Path) -> None:
@@ -41,18 +50,11 @@ def study_tiles(folder: Path) -> None:
 
     What it printed is in said.txt.
     """
-    from softvq.study import study as module
-
-    photos, masks = tiles(folder)
+    photos, _ = tiles(folder, train=32, val=16)
+    nested_tokenizer(folder)
     (photos / "train" / "good" / "bad.png").write_bytes(b"no picture")
     shutil.copy(photos / "train" / "good" / "0.png", photos / "val" / "good" / "again.png")
     said = io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
-    ):
-        patch.setattr("softvq.study.trying.rungs.FEWEST", 4)  # as many photos as are asked for
-        patch.setattr(module, "train_detector", partial(module.train_detector, steps=150))
-        assert study(photos, masks, folder / "out", "--drop-leaks") == 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert study(folder, folder / "out", "--drop-leaks") == 0
     (folder / "said.txt").write_text(said.getvalue())

@@ -1,1 +1,1 @@
-"""Measuring what survives, how sure that is, and whether it is enough."""
+"""Measuring what survives, photo by photo."""

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy.ndimage import uniform_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from softvq.data import Store
+from softvq.evaluate.regions import LUMINANCE
 from softvq.study.records import Leak, Pair
-from softvq.study.regions import LUMINANCE
 
 # Measured on magnetic tiles, printed circuits and everyday scenes: photos of different things
 # reach 0.8, two exposures of one tile 0.85; a copy at 80% of the size, 5% brighter, in JPEG
@@ -123,6 +125,27 @@ def find_near_duplicates(signatures: Signatures) -> tuple[int, list[Pair]]:
         for s, i, j in sorted(pairs)[:SHOWN]
     ]
     return count, shown
+
+
+def join_copies(signatures: Signatures) -> list[str]:
+    """The groups, those of the same or nearly the same pixels within a split joined into one."""
+    groups, split = signatures.groups, signatures.training
+    numbers = np.unique(groups, return_inverse=True)[1]
+    edges = [np.empty((2, 0), np.int64)]
+    for begin, end in ((0, split), (split, len(groups))):
+        for start in range(begin, end, BLOCK):
+            some = signatures.details[start : min(start + BLOCK, end)]
+            rows, columns = np.nonzero(some @ signatures.details[begin:end].T >= NEARLY_SAME)
+            edges.append(np.stack([numbers[rows + start], numbers[columns + begin]]))
+    for names in find_duplicates(signatures):
+        same = [i for i, name in enumerate(signatures.names) if name in set(names)]
+        edges.append(np.stack([numbers[same[:-1]], numbers[same[1:]]]))
+    one, other = np.concatenate(edges, axis=1)
+    count = int(numbers.max()) + 1
+    graph = coo_array((np.ones(len(one)), (one, other)), (count, count))
+    part = connected_components(graph, directed=False)[1][numbers]
+    first: dict[int, str] = {}
+    return [first.setdefault(int(k), name) for k, name in zip(part, groups, strict=True)]
 
 
 def find_duplicates(signatures: Signatures) -> list[list[str]]:

@@ -16,7 +16,13 @@ from softvq.data import Store, find_photos, open_store, split_of
 from softvq.errors import UserError, unknown_key
 from softvq.evaluate.intervals import wilson
 from softvq.study.metadata import Metadata, read_metadata
-from softvq.study.photos.copies import find_duplicates, find_leaks, find_near_duplicates, sign
+from softvq.study.photos.copies import (
+    find_duplicates,
+    find_leaks,
+    find_near_duplicates,
+    join_copies,
+    sign,
+)
 from softvq.study.records import Facts, Leak, Remark, RemarkCode, Sizes, Skipped, SplitFacts, Splits
 
 GROUP_COLUMNS = ("cluster", "group")
@@ -39,8 +45,9 @@ class Inspection:
 
     ``train`` and ``val`` are stores of margin 1. The groups run parallel to their photos; photos
     of one group are one piece of evidence. ``subgroups`` holds, for a column of the metadata, the
-    value of every held-out photo ('' without a row). ``facts`` list every leak found, while
-    ``leaks`` are those still in ``val``, one per held-out photo.
+    value of every held-out photo ('' without a row), ``train_subgroups`` of every training photo.
+    ``facts`` list every leak found, while ``leaks`` are those still in ``val``, one per held-out
+    photo.
     """
 
     train: Store
@@ -48,6 +55,7 @@ class Inspection:
     train_groups: list[str]
     val_groups: list[str]
     subgroups: dict[str, list[str]]
+    train_subgroups: dict[str, list[str]]
     facts: Facts
     leaks: list[Leak]
 
@@ -95,6 +103,7 @@ def inspect_photos(
     signatures = sign(train, val, groups)
     leaks = find_leaks(signatures)
     near_count, near = find_near_duplicates(signatures)
+    groups = join_copies(signatures)
     facts = Facts(
         splits=Splits(_counts(train, groups[:split], normal), _counts(val, groups[split:], normal)),
         sizes=_sizes(source, train, val, fit),
@@ -117,6 +126,7 @@ def inspect_photos(
         train_groups=groups[:split],
         val_groups=groups[split:],
         subgroups={c: table.column(c)[split:] for c in subgroup} if table else {},
+        train_subgroups={c: table.column(c)[:split] for c in subgroup} if table else {},
         facts=replace(facts, remarks=_remarks(facts)),
         leaks=leaks,
     )

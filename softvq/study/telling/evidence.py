@@ -1,25 +1,32 @@
 """The evidence behind the report's first page: charts, tables, data, method, limits."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
-from softvq.report import Figure, Point, Section, Table, scatter_chart
-from softvq.study.records import ArmResult, BaselineResult, Outcome, Remark, Result
+from softvq.report import Figure, Point, Section, Slider, Table, WhatIf, WhatIfRow, scatter_chart
+from softvq.study.deciding.costs import PARTS
+from softvq.study.records import Candidate, Outcome, Prices, Remark
 from softvq.study.telling.view import View, digits_of, unit_of
 from softvq.study.telling.words import Words
-from softvq.study.trying.arms import MARGIN_DB
 
-APART = 0.07  # octaves between marks of one token count
+SLID = ("defect_rate", "missed_defect", "false_alarm", "storage", "compute")
 
 
 def frontier(view: View) -> Section:
+    """Quality over tokens, over bytes with the files beside, and over what it costs."""
     words = view.words
     metrics = ["psnr", view.quality] if view.quality else ["psnr"]
     figures = []
-    shown: dict[str, Sequence[Result]] = {"tokens": view.learned, "bytes": view.arms}
-    for cost, arms in shown.items():
-        for metric in metrics:
-            uri = _chart(view, arms, cost, metric)
+    everything = view.results.candidates
+    axes: list[tuple[str, Sequence[Candidate], Callable[[Candidate], float | None]]] = [
+        ("tokens", view.tried, lambda c: c.tokens),
+        ("bytes", everything, lambda c: c.bytes),
+    ]
+    if view.results.prices and view.quality:
+        axes.append(("cost", everything, lambda c: c.cost.total.value if c.cost else None))
+    for cost, some, x_of in axes:
+        for metric in metrics if cost != "cost" else [str(view.quality)]:
+            uri = _chart(view, some, x_of, words(f"frontier.{cost}"), metric)
             name = view.metric(metric)
             caption = words(f"frontier.by_{cost}", metric=name)
             alt = words("frontier.alt", metric=name, cost=words(f"frontier.{cost}"))
@@ -28,94 +35,152 @@ def frontier(view: View) -> Section:
     return Section(words("frontier.heading"), [text], figures=figures, page=True)
 
 
-def _chart(view: View, arms: Sequence[Result], cost: str, metric: str) -> str:
+def _chart(
+    view: View,
+    some: Sequence[Candidate],
+    x_of: Callable[[Candidate], float | None],
+    x_label: str,
+    metric: str,
+) -> str:
     words = view.words
     hundred = 100 if unit_of(metric)[0] == "share" else 1
-    kinds = dict.fromkeys(arm.kind for arm in view.results.arms)
-    series: dict[str, list[Point]] = {words.name("kind", kind): [] for kind in kinds}
-    trained = []
-    for arm in arms:
-        figure = arm.metrics.get(metric)
-        if figure is None:
+    series: dict[str, list[Point]] = {}
+    joined = []
+    for each in some:
+        figure, x = each.metrics.get(metric), x_of(each)
+        if figure is None or not x:
             continue
-        x, label, stopped = arm.bytes, "", False
-        if isinstance(arm, ArmResult):
-            stopped = arm.stopped is not None
-            if cost == "tokens":
-                same = [a.name for a in view.learned if a.tokens == arm.tokens]
-                x = arm.tokens * 2 ** (APART * (same.index(arm.name) - (len(same) - 1) / 2))
-            else:
-                label = str(arm.tokens)
         low, high = (None if end is None else hundred * end for end in (figure.low, figure.high))
-        point = Point(x, hundred * figure.value, low, high, label, hollow=stopped)
-        series[words.name("kind", arm.kind)].append(point)
-        if arm.learned and not stopped:
-            trained.append(point)
-    series = {name: points for name, points in series.items() if points}
-    line = (words("frontier.line"), trained)
-    return scatter_chart(series, words(f"frontier.{cost}"), view.header(metric), line, words.lang)
+        point = Point(x, hundred * figure.value, low, high, hollow=each.role == "reference")
+        series.setdefault(words.name("kind", each.kind), []).append(point)
+        if each.role == "candidate":
+            joined.append(point)
+    line = (words("frontier.line"), joined)
+    return scatter_chart(series, x_label, view.header(metric), line, words.lang)
 
 
-def all_arms(view: View) -> Section:
+def what_if(view: View) -> Section | None:
+    """What it costs, and what is recommended at other prices and limits."""
+    words, prices = view.words, view.results.prices
+    tables = [_moves(view)]
+    if prices is None:
+        return Section(words("whatif.heading"), [words("whatif.none")], tables=tables)
+    header = (
+        "arm",
+        "cost",
+        "cost_missed",
+        "cost_alarms",
+        "cost_storage",
+        "cost_compute",
+        "payback",
+    )
+    rows = [
+        [
+            ("★ " if c is view.recommended else "") + c.name,
+            _interval(view, c),
+            *map(view.money, (c.cost.missed, c.cost.alarms, c.cost.storage, c.cost.compute)),
+            view.number(c.payback, 1),
+        ]
+        for c in view.results.candidates
+        if c.cost
+    ]
+    said = {"parts": PARTS, "confidence": view.confidence}
+    costs = Table([words(f"column.{key}") for key in header], rows, words("whatif.costs", **said))
+    sliders = [
+        Slider(name, words.name("price", name), getattr(prices, name))
+        for name in SLID
+        if getattr(prices, name)
+    ]
+    widget = WhatIf(
+        sliders,
+        [_whatif_row(view, c, prices) for c in view.results.candidates if c.cost],
+        [words("column.arm"), words("column.cost"), words("column.holds")],
+        prices.currency,
+    )
+    text = [words("whatif.text", parts=PARTS)]
+    return Section(words("whatif.heading"), text, tables=[costs, *tables], whatif=widget)
+
+
+def _interval(view: View, candidate: Candidate) -> str:
+    total = candidate.cost.total if candidate.cost else None
+    if total is None:
+        return view.words("nothing")
+    value, low, high = map(view.money, (total.value, total.low, total.high))
+    return view.words("interval", value=value, low=low, high=high)
+
+
+def _whatif_row(view: View, candidate: Candidate, prices: Prices) -> WhatIfRow:
+    """What each price is multiplied with, per 10,000 parts."""
+    photos = PARTS * prices.photos_per_part
+    recall, alarms = (candidate.metrics.get(m) for m in ("defect_recall", "false_alarms"))
+    seconds = sum(1 / x for x in (candidate.speed.encode, candidate.speed.decode) if x)
+    return WhatIfRow(
+        name=candidate.name,
+        holds=candidate.role == "candidate" and candidate.verdict.holds,
+        missed=PARTS * (1 - recall.value) if recall else 0.0,
+        alarms=PARTS * alarms.value if alarms else 0.0,
+        storage=photos * candidate.bytes / 1e9 * prices.months,
+        compute=photos * seconds / 3600,
+    )
+
+
+def _moves(view: View) -> Table:
     words = view.words
-    criteria = view.results.criteria
-    said = {"confidence": view.confidence, "fixed": words("column.held")}
+    rows = []
+    for move in view.results.recommendation.moves:
+        price = words.name("price", move.what)
+        name = price if price != move.what else view.metric(move.what)
+        rows.append(
+            [name, words("times", factor=f"{move.factor:g}"), move.name or words("fact.none")]
+        )
+    header = [words("column.what"), words("column.factor"), words("column.recommended")]
+    return Table(header, rows, words("whatif.moves"))
+
+
+def all_candidates(view: View) -> Section:
+    words, criteria = view.words, view.results.criteria
+    said = {"confidence": view.confidence}
     verdicts = Table(
         [
-            *(words(f"column.{key}") for key in ("arm", "verdict", "tokens", "shape")),
-            *(words(f"column.{key}") for key in ("floats", "bytes")),
+            *(words(f"column.{key}") for key in ("arm", "verdict", "tokens", "floats", "bytes")),
             *(words("bracket", value=view.header(c.metric), more=view.limit(c)) for c in criteria),
-            words("column.held"),
         ],
-        [_verdict_row(view, arm) for arm in view.arms],
+        [_verdict_row(view, each) for each in view.results.candidates],
         words("arms.verdicts", **said),
     )
     measures = Table(
         [words("column.arm"), *map(view.header, view.metrics)],
         [
-            [arm.name, *(view.cell(m, arm.metrics.get(m)) for m in view.metrics)]
-            for arm in view.arms
+            [each.name, *(view.cell(m, each.metrics.get(m)) for m in view.metrics)]
+            for each in view.results.candidates
         ],
         words("arms.measures", confidence=view.confidence, method=words("method.heading")),
     )
-    speeds = view.results.speeds
-    columns = (
-        *("arm", "parameters", "encode", "decode", "generator"),
-        *("encode_speed", "decode_speed", "seen"),
-    )
-    costs = Table(
-        [words(f"column.{key}") for key in columns],
+    speeds = Table(
+        [words(f"column.{key}") for key in ("arm", "encode_speed", "decode_speed")],
         [
-            [
-                arm.name,
-                view.number(arm.cost.parameters / 1e6, 2),
-                view.number(arm.cost.encode_gflops, 3),
-                view.number(arm.cost.decode_gflops, 3),
-                view.number(arm.cost.generator_gflops, 2),
-                *map(
-                    view.number, astuple(speeds[arm.name]) if arm.name in speeds else (None, None)
-                ),
-                view.number(arm.images_seen),
-            ]
-            for arm in view.learned
+            [each.name, view.number(each.speed.encode, 1), view.number(each.speed.decode, 1)]
+            for each in view.tried
+            if each.speed.encode
         ],
         words("arms.cost"),
     )
-    return Section(words("arms.heading"), tables=[verdicts, measures, costs])
+    return Section(words("arms.heading"), tables=[verdicts, measures, speeds])
 
 
-def _verdict_row(view: View, arm: Result) -> list[str]:
-    words, criteria = view.words, view.results.criteria
-    if isinstance(arm, ArmResult):
-        star = "★ " if arm is view.recommended else ""
-        tokens = view.number(arm.tokens)
-        cells = [_outcome(view, one) for one in arm.verdict.criteria]
-        held = words.join(words.name("held", held) for held in arm.held)
+def _verdict_row(view: View, candidate: Candidate) -> list[str]:
+    words = view.words
+    if candidate.role == "candidate":
+        verdict = words("verdict.pass" if candidate.verdict.holds else "verdict.fail")
+        cells = [_outcome(view, one) for one in candidate.verdict.criteria]
     else:
-        star, tokens, held = "", view.number(None), words("nothing")
-        cells = [view.cell(c.metric, arm.metrics.get(c.metric)) for c in criteria]
-    size = [view.shape(arm), view.number(arm.floats), view.number(arm.bytes)]
-    return [star + arm.name, _verdict(view, arm), tokens, *size, *cells, held]
+        verdict = words("verdict.reference")
+        cells = [
+            view.cell(c.metric, candidate.metrics.get(c.metric)) for c in view.results.criteria
+        ]
+    star = "★ " if candidate is view.recommended else ""
+    floats, count = view.number(candidate.floats), view.number(candidate.bytes)
+    return [star + candidate.name, verdict, view.size(candidate), floats, count, *cells]
 
 
 def _outcome(view: View, outcome: Outcome) -> str:
@@ -131,13 +196,30 @@ def _outcome(view: View, outcome: Outcome) -> str:
     return f"{mark} {words('bracket', value=value, more=bound)}"
 
 
-def _verdict(view: View, arm: Result) -> str:
+def budgets(view: View) -> Section | None:
+    """Tokens by photo: how many each class takes, and which photos take most."""
     words = view.words
-    if isinstance(arm, BaselineResult):
-        return words("verdict.reference" if arm.fits else "verdict.unfit", of=arm.of)
-    if arm.stopped:
-        return words("verdict.stopped", by=arm.stopped.by, gap=f"{arm.stopped.gap_db:.1f}")
-    return words("verdict.pass" if arm.verdict.holds else "verdict.fail")
+    targets = [each for each in view.tried if each.by_class]
+    if not targets:
+        return None
+    classes = view.results.evidence.classes[:12]
+    rows = [
+        [
+            each.name,
+            view.number(each.tokens, 1),
+            view.cell("psnr", each.metrics.get("psnr")),
+            *(view.number(each.by_class.get(name), 1) for name in classes),
+        ]
+        for each in targets
+    ]
+    header = [words("column.arm"), words("column.tokens"), view.header("psnr"), *classes]
+    names = view.results.evidence.names
+    notes = [
+        words("budget.most", arm=each.name, names=words.join(names[i] for i in each.most_tokens))
+        for each in targets
+    ]
+    table = Table(header, rows, words("budget.caption"))
+    return Section(words("budget.heading"), [words("budget.text")], tables=[table], notes=notes)
 
 
 def by_size(view: View) -> Section | None:
@@ -161,33 +243,40 @@ def by_size(view: View) -> Section | None:
         best.name,
     )
     every = Table(
-        [words("column.diameter"), *(arm.name for arm in view.final)],
+        [words("column.diameter"), *(each.name for each in view.pictured)],
         [
-            [size, *(view.cell("regions_surviving", a.by_size[k].surviving) for a in view.final)]
+            [
+                size,
+                *(
+                    view.cell("regions_surviving", each.by_size[k].surviving)
+                    for each in view.pictured
+                ),
+            ]
             for k, size in enumerate(sizes)
         ],
         words("size.all"),
     )
     text = [words("size.text")]
-    unmarked = view.results.originals.unmarked
+    unmarked = view.results.evidence.unmarked
     if unmarked:
         text.append(words("size.unmarked", unmarked=unmarked))
     return Section(words("size.heading"), text, tables=[one, every])
 
 
 def by_class(view: View) -> Section | None:
-    words, best, before = view.words, view.shown, view.detected
-    if not before:
+    words, best, before = view.words, view.shown, view.results.originals
+    if before.confusion is None:
         return None
     rows = [
         [
             name,
             view.number(figures.n),
-            view.cell("defect_recall", before.per_class[name].recall),
-            view.cell("defect_recall", figures.recall),
+            view.cell("accuracy", before.per_class[name].recall),
+            view.cell("accuracy", figures.recall),
             view.cell("psnr", figures.psnr),
         ]
         for name, figures in best.per_class.items()
+        if figures.n
     ]
     columns = ("class", "photos", "recall_before", "recall_after")
     recall = Table(
@@ -195,61 +284,14 @@ def by_class(view: View) -> Section | None:
         rows,
         words("class.recall", arm=best.name, confidence=view.confidence),
     )
-    confusions = [
-        _confusion(view, before.confusion, words("class.confusion_before")),
-        _confusion(view, best.confusion, words("class.confusion_after", arm=best.name)),
-    ]
-    return Section(words("class.heading"), tables=[recall, *confusions])
-
-
-def _confusion(view: View, counts: list[list[int]] | None, caption: str) -> Table:
-    words, classes = view.words, view.results.originals.classes
-    return Table(
-        [words("column.true"), *(words("column.as", name=name) for name in classes)],
-        [[name, *map(view.number, row)] for name, row in zip(classes, counts or [], strict=True)],
-        caption,
-    )
-
-
-def robustness(view: View) -> Section | None:
-    words, best = view.words, view.shown
-    worse = best.robustness
-    if not worse:
-        return None
-    known = ("psnr", "defect_kept", "accuracy", "contrast_kept")
-    metrics = [m for m in known if any(figures.get(m) for figures in worse.values())]
-    one = Table(
-        [words("column.corruption"), *map(view.header, metrics)],
-        [
-            [words.name("corruption", name), *(view.cell(m, figures.get(m)) for m in metrics)]
-            for name, figures in worse.items()
-        ],
-        best.name,
-    )
-    tables = [one]
-    if view.quality and len(view.final) > 1:
-        every = [
-            [
-                words.name("corruption", name),
-                *(
-                    view.cell(view.quality, arm.robustness[name].get(view.quality))
-                    for arm in view.final
-                ),
-            ]
-            for name in worse
-        ]
-        header = [words("column.corruption"), *(arm.name for arm in view.final)]
-        caption = words("robust.all", metric=view.metric(view.quality))
-        tables.append(Table(header, every, caption))
-    text = words("robust.text", metric=view.metric("defect_kept"))
-    return Section(words("robust.heading"), [text], tables=tables)
+    return Section(words("class.heading"), tables=[recall])
 
 
 def subgroups(view: View) -> Section | None:
     words, best = view.words, view.shown
     if not best.subgroups:
         return None
-    known = ("psnr", "defect_kept", "accuracy")
+    known = ("psnr", "defect_recall", "false_alarms", "accuracy")
     tables = []
     for column, values in best.subgroups.items():
         metrics = [m for m in known if any(some.metrics.get(m) for some in values.values())]
@@ -268,17 +310,22 @@ def subgroups(view: View) -> Section | None:
 
 
 def data_section(view: View) -> Section:
-    words, data, settings = view.words, view.results.data, view.results.settings
-    height, width = settings.size
+    words, evidence, settings = view.words, view.results.evidence, view.results.settings
+    data, (height, width) = evidence.facts, evidence.size
     widths, heights = (
         words.join(f"{n:,.0f}" for n in side) for side in (data.sizes.width, data.sizes.height)
     )
-    how = words(f"data.fit.{settings.fit}")
+    how = words("data.native" if evidence.tile.native else f"data.fit.{settings.fit}")
     fitted = {"study": words("by", a=width, b=height), "how": how}
     said = [words("data.sizes", width=widths, height=heights, **fitted)]
     group = data.group
     grouped = "none" if group is None else "stem" if group == "stem" else "column"
     said.append(words(f"data.group.{grouped}", group=group))
+    tile = evidence.tile
+    share = view.measured("accuracy", tile.values["small"])
+    limit = view.measured("smallest_surviving", tile.values["limit"])
+    said.append(words(f"tile.{tile.why}", share=share, limit=limit))
+    said.append(words("data.evidence", evidence=len(evidence.names), learning=evidence.learning))
     if data.grey:
         said.append(words("data.grey"))
     if data.normal:
@@ -305,7 +352,7 @@ def data_section(view: View) -> Section:
 
 def _found(view: View) -> list[str]:
     """What is wrong with files and pairs of files."""
-    words, data = view.words, view.results.data
+    words, data = view.words, view.results.evidence.facts
     skipped = [
         words("bracket", value=item.path, more=_reason(words, item.reason)) for item in data.skipped
     ]
@@ -341,20 +388,17 @@ def _remark(words: Words, remark: Remark) -> str:
 
 
 def method(view: View) -> Section:
-    words = view.words
-    height, width = view.results.settings.size
-    text = [
-        words("method.training", size=words("by", a=width, b=height)),
-        words("method.stopping", margin=str(MARGIN_DB), confidence=view.confidence),
-    ]
-    if view.detected:
-        text.append(words("method.detector"))
-    if view.results.baselines:
-        text.append(words("method.baselines"))
+    words, evidence = view.words, view.results.evidence
+    height, width = evidence.size
+    text = [words("method.training", size=words("by", a=width, b=height))]
+    if evidence.judge:
+        text += [words(f"method.judge.{evidence.judge}"), words("method.two")]
     text += [
+        words("method.pca"),
+        words("method.references"),
         words("method.bytes"),
         words("method.intervals", confidence=view.confidence),
-        words("method.choice"),
+        words("method.choice.money" if view.results.prices else "method.choice"),
     ]
     points = [
         (view.metric(metric), words.name("means", metric))
@@ -366,23 +410,21 @@ def method(view: View) -> Section:
 
 def limits(view: View) -> Section:
     words, results = view.words, view.results
-    val = results.data.splits.val
+    evidence = results.evidence
+    groups = len(set(evidence.groups))
     notes = [
         words("limits.seed", seed=str(results.settings.seed)),
-        words("limits.held_out", val=val.photos, groups=val.groups),
+        words("limits.held_out", val=len(evidence.names), groups=groups),
     ]
-    if results.settings.init != "none":
-        notes.append(words("limits.start", init=results.settings.init))
-    before = view.detected
-    if before and before.accuracy and before.defect_recall:
-        recall = view.measured("defect_recall", before.defect_recall.value)
-        accuracy = view.measured("accuracy", before.accuracy.value)
-        said = [words("limits.detector", recall=recall, accuracy=accuracy)]
-        if view.alarms:
-            said.append(words("alarms", alarms=view.alarms))
-        notes.append(words.prose(said))
-    reduced = results.data.sizes.reduced
-    if reduced[1] > 1.05:
+    recall = results.originals.metrics.get("defect_recall")
+    alarms = results.originals.metrics.get("false_alarms")
+    if recall and alarms:
+        found = view.measured("defect_recall", recall.value)
+        notes.append(
+            words("limits.judge", recall=found, alarms=view.measured("accuracy", alarms.value))
+        )
+    reduced = evidence.facts.sizes.reduced
+    if reduced[1] > 1.05 and not evidence.tile.native:
         notes.append(words("limits.reduced", factor=f"{reduced[1]:.1f}"))
     notes += [words("limits.budget"), words("limits.many")]
     return Section(words("limits.heading"), notes=notes)
@@ -398,6 +440,7 @@ def repeat(view: View) -> Section:
         words("repeat.command", command=results.command),
         words("repeat.versions", version=results.version, machine=machine),
         words("repeat.files"),
+        words("repeat.again"),
     ]
     rows = [
         [words.name("time", key), _duration(words, seconds)]

@@ -5,38 +5,35 @@ from PIL import Image, ImageDraw
 
 from softvq import images
 from softvq.report import Figure, Section, Strip, embed
-from softvq.study.records import ArmResult
+from softvq.study.telling.pictures import REGIONS
 from softvq.study.telling.view import View, digits_of
 
 ERROR_LEVELS = 64  # grey levels of error that the error map shows at its brightest
-PHOTO = 320  # pixels of a shown photo's longer side, at most
-QUALITY = 90  # of the JPEGs that photos are shown as
-CROPS = 6  # of the smallest defects, and of the least surviving
+PHOTO = 208  # pixels of a shown photo's longer side, at most
+QUALITY = 85  # of the JPEGs that photos are shown as
 CROP = 144  # pixels that an enlarged defect is shown on, about
 LEAST_RANGE = 48.0  # grey levels that an enlarged defect is stretched from, at least
-CROP_ARMS = 6  # configurations that a defect is shown in, spread over the costs
 
 
 def worst_cases(view: View) -> Section:
-    words, best, cheapest = view.words, view.shown, view.final[0]
-    arms = [best] if cheapest is best else [best, cheapest]
+    """The worst photos, at every token count."""
+    words, best = view.words, view.shown
     strips = []
-    for i in best.worst:
-        name, original = view.results.originals.names[i], view.originals[i]
+    for photo in view.results.shown.photos:
+        i = view.place(view.piece_of(photo))
+        name, original = view.results.evidence.names[photo], view.originals[i]
         figures = [_photo(view, original, name, words("picture.original"))]
-        for arm in arms:
-            rebuilt = view.rebuilt(arm)[i]
-            error = np.abs(original.astype(int) - rebuilt).mean(-1)
+        for candidate in view.pictured:
+            rebuilt = view.rebuilt(candidate)[i]
             psnr = f"{_psnr(original, rebuilt):.1f}"
-            figures += [
-                _photo(view, rebuilt, name, words("picture.rebuilt", arm=arm.name, psnr=psnr)),
-                _photo(view, heat(error), name, words("picture.error", arm=arm.name)),
-            ]
+            caption = words("picture.rebuilt", arm=candidate.name, psnr=psnr)
+            figures.append(_photo(view, rebuilt, name, caption))
+            if candidate.name == best.name:
+                error = heat(np.abs(original.astype(int) - rebuilt).mean(-1))
+                caption = words("picture.error", arm=candidate.name)
+                figures.append(_photo(view, error, name, caption))
         strips.append(Strip(name, figures))
-    if cheapest is best:
-        text = words("worst.text.one", arm=best.name, levels=ERROR_LEVELS)
-    else:
-        text = words("worst.text", arm=best.name, levels=ERROR_LEVELS, cheapest=cheapest.name)
+    text = words("worst.text", arm=best.name, levels=ERROR_LEVELS)
     return Section(words("worst.heading"), [text], strips=strips)
 
 
@@ -62,48 +59,35 @@ def _photo(view: View, picture: np.ndarray, name: str, caption: str) -> Figure:
 
 
 def defect_crops(view: View) -> Section | None:
-    words, best = view.words, view.shown
-    regions = best.regions
-    if not regions:
+    """Defects, at every token count."""
+    words, shown = view.words, view.results.shown
+    if not shown.regions:
         return None
-    known = {r: x.contrast for r, x in enumerate(regions) if x.contrast is not None}
-    by_size = sorted(known, key=lambda r: regions[r].diameter)[:CROPS]
-    rest = [r for r in known if r not in by_size]
-    by_contrast = sorted(rest, key=lambda r: known[r])[:CROPS]
-    arms = _spread(view)
-    pictures = [view.rebuilt(arm) for arm in arms]
+    pictures = [view.rebuilt(candidate) for candidate in view.pictured]
     strips = []
-    for r in [*by_size, *by_contrast]:
-        region = regions[r]
-        i = region.photo
-        name = view.results.originals.names[i]
+    for r in shown.regions:
+        region = view.results.evidence.regions[r]
+        i = view.place(region.piece)
+        name = view.results.evidence.names[region.photo]
         size = view.measured("smallest_surviving", region.diameter)
         window = around(region.box, view.originals.shape[1:3])
         levels = range_of(view.originals[i], window)
         framed = enlarge(view.originals[i], window, levels, region.box)
         figures = [_crop(view, framed, name, words("picture.original"))]
-        for arm, rebuilt in zip(arms, pictures, strict=True):
-            share = arm.regions[r].contrast or 0.0
+        for candidate, rebuilt in zip(view.pictured, pictures, strict=True):
+            share = candidate.contrast[r] or 0.0
             kept = words("unit.share", value=digits_of("share", 0, share))
-            caption = words("picture.contrast", arm=arm.name, kept=kept)
+            caption = words("picture.contrast", arm=candidate.name, kept=kept)
             figures.append(_crop(view, enlarge(rebuilt[i], window, levels), name, caption))
         strips.append(Strip(words("crops.strip", name=name, size=size), figures))
-    said = {"smallest": len(by_size), "least": len(by_contrast), "arm": best.name}
-    return Section(words("crops.heading"), [words("crops.text", **said)], strips=strips)
+    smallest = min(REGIONS, len(shown.regions))
+    least = len(shown.regions) - smallest
+    text = words("crops.text", smallest=smallest, least=least, arm=view.shown.name)
+    return Section(words("crops.heading"), [text], strips=strips)
 
 
 def _crop(view: View, image: Image.Image, name: str, caption: str) -> Figure:
     return Figure(embed(image), caption, view.words("picture.alt", name=name, what=caption))
-
-
-def _spread(view: View) -> list[ArmResult]:
-    """Of the arms trained to the end at most CROP_ARMS, evenly over the costs, with the shown."""
-    count = len(view.final)
-    chosen = {round(k) for k in np.linspace(0, count - 1, min(count, CROP_ARMS))}
-    shown = view.final.index(view.shown)
-    if shown not in chosen:
-        chosen.remove(min(chosen, key=lambda k: abs(k - shown)))
-    return [view.final[k] for k in sorted({*chosen, shown})]
 
 
 def around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -1,26 +1,30 @@
 """The study's report: one page that decides, and the evidence behind it, in one HTML file.
 
-results.json + pictures -> report.html, results.csv. Nothing is measured here and no
+results.json + pictures -> report.html, results.csv, rollout.yaml. Nothing is measured here and no
 verdict is reached here: every figure and every verdict is results.json's.
 """
 
 import csv
 import io
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 from softvq.errors import UserError
 from softvq.io import write_atomically
 from softvq.report import Report, Section, write_report
-from softvq.study.records import ArmResult, Criterion, Result, Results, read
+from softvq.study.deciding.costs import PARTS
+from softvq.study.records import Candidate, Criterion, Results, read
 from softvq.study.telling import evidence, gallery
+from softvq.study.telling.pictures import model_kind
+from softvq.study.telling.rollout import write_plan
 from softvq.study.telling.view import View, digits_of, unit_of, value_of
 from softvq.study.telling.words import Words
+from softvq.study.trying import models
+from softvq.study.trying.measuring import read_measures
 
 
 def write_reports(out: Path, lang: str = "en") -> Path:
-    """Write ``out/report.html`` and ``out/results.csv`` from the study in ``out``.
+    """Write ``out/report.html``, ``results.csv`` and ``rollout.yaml`` from the study in ``out``.
 
     ``lang``: 'en' or 'ja'. Returns the report's path. Raises UserError for another language, if
     there is no finished study in ``out``, and if its files are damaged.
@@ -30,7 +34,9 @@ def write_reports(out: Path, lang: str = "en") -> Path:
         raise UserError(f"{out}: no results.json there; run softvq study to its end first")
     results = read(Results, out / "results.json", "run softvq study again, it makes it anew")
     write_report(render(results, out, words), out / "report.html")
-    write_atomically(out / "results.csv", _csv(results.arms))
+    write_atomically(out / "results.csv", _csv(results.candidates))
+    (leading,) = read_measures([results.recommendation.leading], out)
+    write_plan(results, leading, out)
     return out / "report.html"
 
 
@@ -51,49 +57,45 @@ def render(results: Results, out: Path, words: Words) -> Report:
 
 
 def _summary(view: View) -> str:
-    words, arm = view.words, view.recommended
-    if arm:
-        size = {"tokens": arm.tokens, "bytes": round(arm.bytes)}
-        return words("summary.arm", arm=arm.name, confidence=view.confidence, **size)
-    said = [words("summary.none", arms=len(view.final), confidence=view.confidence)]
-    if view.results.recommendation.limit == "evidence":
-        said.append(words("summary.thin"))
+    words, best = view.words, view.recommended
+    if best:
+        size = {"tokens": view.size(best), "bytes": round(best.bytes)}
+        return words("summary.arm", arm=best.name, confidence=view.confidence, **size)
+    advice = view.results.recommendation
+    said = [words("summary.none", arms=len(view.tried), confidence=view.confidence)]
+    if advice.limit is not None:
+        said.append(words(f"summary.{advice.limit}", arm=advice.leading))
     return words.prose(said)
 
 
 def _facts(view: View) -> list[tuple[str, str]]:
-    words, arm = view.words, view.shown
-    height, width = view.results.settings.size
+    words, best = view.words, view.shown
+    height, width = view.results.evidence.size
+    label = {"arm": best.name}
     if view.recommended:
         facts = [
-            (
-                words("fact.tokens", tokens=arm.tokens),
-                words("fact.tokens.label", arm=arm.name),
-            )
+            (words("fact.tokens", tokens=view.size(best)), words("fact.tokens.label", **label))
         ]
     else:
-        facts = [(words("fact.none"), words("fact.none.label", arm=arm.name))]
-    facts.append((f"{height * width * 3:,} → {arm.floats:,}", words("fact.floats.label")))
-    for metric, label in (
-        ("defect_kept", "kept"),
-        ("contrast_kept", "contrast"),
-        ("psnr", "psnr"),
-    ):
-        figure = arm.metrics.get(metric)
+        facts = [(words("fact.none"), words("fact.none.label", **label))]
+    pixels = height * width * 3 * sum(view.results.evidence.tile.pieces)
+    pixels //= len(view.results.evidence.names)
+    facts.append((f"{pixels:,} → {best.floats or 0:,.0f}", words("fact.floats.label")))
+    for metric in ("defect_recall", "accuracy", "contrast_kept", "psnr"):
+        figure = best.metrics.get(metric)
         if figure and figure.low is not None:
-            unit, digits = unit_of(metric)
-            low = digits_of(unit, digits, figure.low)
+            low = digits_of(*unit_of(metric), figure.low)
             high = view.measured(metric, figure.high)
             value = view.measured(metric, figure.value)
-            facts.append((value, words(f"fact.{label}.label", low=low, high=high)))
-    smallest = value_of(arm, "smallest_surviving")
-    if smallest is not None:
-        value = view.measured("smallest_surviving", smallest)
-        facts.append((value, words("fact.smallest.label")))
-    if view.needed:
-        criterion, figure, needed = max(view.needed, key=lambda lacking: lacking[2])
-        said = {"metric": view.metric(criterion.metric), "groups": figure.groups}
-        facts.append((words("fact.needed", needed=needed), words("fact.needed.label", **said)))
+            facts.append((value, words(f"fact.{metric}.label", low=low, high=high)))
+    if best.cost:
+        value = view.money(best.cost.total.value)
+        facts.append((value, words("fact.cost.label", parts=PARTS)))
+    needed = view.results.recommendation.needed
+    if needed:
+        most = max(needed, key=lambda lack: lack.groups)
+        said = {"metric": view.metric(most.outcome.metric), "groups": most.figure.groups}
+        facts.append((words("fact.needed", needed=most.groups), words("fact.needed.label", **said)))
     return facts
 
 
@@ -101,12 +103,13 @@ def _sections(view: View) -> list[Section | None]:
     return [
         _brief(view),
         evidence.frontier(view),
-        evidence.all_arms(view),
+        evidence.what_if(view),
+        evidence.all_candidates(view),
         gallery.worst_cases(view),
         gallery.defect_crops(view),
+        evidence.budgets(view),
         evidence.by_size(view),
         evidence.by_class(view),
-        evidence.robustness(view),
         evidence.subgroups(view),
         evidence.data_section(view),
         evidence.method(view),
@@ -127,43 +130,39 @@ def _brief(view: View) -> Section:
         "recommended": _recommended(view),
         "saved": _saved(view),
         "lost": _lost(view),
+        "cost": _cost(view),
         "risk": _risk(view),
+        "next": _next(view),
     }
     points = [(words(f"brief.{key}"), words.prose(said)) for key, said in parts.items() if said]
     return Section(words("brief.heading"), points=points)
 
 
 def _tried(view: View) -> list[str]:
-    words, splits = view.words, view.results.data.splits
-    tokens = sorted({arm.tokens for arm in view.learned})
+    words, facts = view.words, view.results.evidence
+    fixed = [each for each in view.tried if each.kind != "target"]
+    counts = sorted({int(each.setting) for each in fixed})
     said = [
         words(
             "brief.tried.text",
-            arms=len(view.learned),
-            kinds=_kinds(view, learned=True),
-            tokens=words.join(str(n) for n in tokens),
-            train=splits.train.photos,
-            val=splits.val.photos,
+            arms=len(view.tried),
+            kinds=_kinds(view, fixed),
+            tokens=words.join(str(count) for count in counts),
+            learning=facts.learning,
+            evidence=len(facts.names),
         )
     ]
-    stopped = len(view.learned) - len(view.final)
-    if stopped:
-        said.append(words("brief.tried.stopped", stopped=stopped))
-    if view.results.baselines:
-        said.append(words("brief.tried.baselines", kinds=_kinds(view, learned=False)))
-    return said
+    return [*said, words("brief.tried.references", kinds=_kinds(view, view.references))]
 
 
-def _kinds(view: View, learned: bool) -> str:
-    kinds = dict.fromkeys(arm.kind for arm in view.results.arms if arm.learned == learned)
+def _kinds(view: View, some: list[Candidate]) -> str:
+    kinds = dict.fromkeys(each.kind for each in some)
     return view.words.join(view.words.name("kind", kind) for kind in kinds)
 
 
 def _acceptable(view: View) -> list[str]:
     words = view.words
     criteria = [_criterion(view, c) for c in view.results.criteria]
-    if not criteria:
-        return [words("brief.criteria.none")]
     said = words("brief.criteria.text", criteria=words.join(criteria), confidence=view.confidence)
     return [said]
 
@@ -174,14 +173,15 @@ def _criterion(view: View, criterion: Criterion) -> str:
 
 
 def _recommended(view: View) -> list[str]:
-    words, arm = view.words, view.shown
+    words, best = view.words, view.shown
     advice = view.results.recommendation
     if view.recommended:
-        kind = words.name("kind", arm.kind)
-        shape = {"tokens": arm.tokens, "channels": arm.channels}
-        said = [words("brief.recommended.arm", arm=arm.name, kind=kind, **shape)]
-        # Those that were stopped early are no candidates, whatever they miss.
-        cheaper = [arm.name for arm in view.final if arm.name in advice.cheaper_failed]
+        kind = words.name("kind", best.kind)
+        said = [words("brief.recommended.arm", arm=best.name, kind=kind, tokens=view.size(best))]
+        why = {"pca": "pca", "shipped": "shipped", "target": "target"}.get(best.kind)
+        if why:
+            said.append(words(f"brief.recommended.{why}"))
+        cheaper = [name for name in advice.cheaper_failed if advice.cheaper_failed[name]]
         if cheaper:
             metrics = words.join(map(view.metric, advice.cheaper_failed[cheaper[-1]]))
             next_one = {"count": len(cheaper), "arm": cheaper[-1], "metrics": metrics}
@@ -191,107 +191,145 @@ def _recommended(view: View) -> list[str]:
         words("count", name=view.metric(metric), count=count)
         for metric, count in advice.failing.items()
     ]
-    said = [words("brief.recommended.none", arms=len(view.learned), failing=words.join(failing))]
-    said.append(words("brief.recommended.best", arm=arm.name))
-    if view.needed:
+    said = [words("brief.recommended.none", arms=len(view.tried), failing=words.join(failing))]
+    said.append(words("brief.recommended.best", arm=best.name))
+    if advice.needed:
         lacking = [
             words(
                 "brief.evidence.one",
-                metric=view.metric(criterion.metric),
-                value=view.measured(criterion.metric, figure.value),
-                groups=figure.groups,
-                bound=view.measured(criterion.metric, criterion.bound),
-                least=view.limit(criterion),
-                needed=needed,
+                metric=view.metric(lack.outcome.metric),
+                value=view.measured(lack.outcome.metric, lack.figure.value),
+                groups=lack.figure.groups,
+                bound=view.measured(lack.outcome.metric, lack.outcome.bound),
+                least=view.limit(lack.outcome),
+                needed=lack.groups,
             )
-            for criterion, figure, needed in view.needed
+            for lack in advice.needed
         ]
         said += [words("brief.evidence"), *lacking, words("brief.evidence.mend")]
     return said
 
 
 def _saved(view: View) -> list[str]:
-    words, arm = view.words, view.shown
-    height, width = view.results.settings.size
-    pixels = height * width * 3
-    times = f"{pixels / arm.floats:,.0f}"
-    said = [words("brief.saved.numbers", pixels=pixels, floats=arm.floats, times=times)]
-    longest = max(view.learned, key=lambda a: a.tokens)
-    if longest.tokens > arm.tokens:
-        share = arm.cost.generator_gflops / longest.cost.generator_gflops
-        share_ = words("unit.share", value=digits_of("share", 0, share))
-        said.append(words("brief.saved.tokens", longest=longest.tokens, share=share_))
+    words, best = view.words, view.shown
+    said = []
+    if view.today and best.bytes:
+        share = view.measured("accuracy", 1 - best.bytes / view.today.bytes)
+        sizes = {"bytes": round(best.bytes), "today": round(view.today.bytes)}
+        said.append(words("brief.saved.bytes", share=share, **sizes))
+    longest = max((each.tokens or 0.0) for each in view.tried)
+    if best.tokens and longest > best.tokens:
+        share = view.measured("accuracy", best.tokens / longest)
+        said.append(words("brief.saved.tokens", longest=f"{longest:g}", share=share))
     return said
 
 
 def _lost(view: View) -> list[str]:
-    words, metrics = view.words, view.shown.metrics
+    words, best, before = view.words, view.shown, view.results.originals
     said = []
-    kept = metrics.get("defect_kept")
-    if kept:
-        value, interval = (
-            view.measured("defect_kept", kept.value),
-            view.span("defect_kept", kept),
-        )
-        said.append(
-            words("brief.lost.kept", value=value, interval=interval, confidence=view.confidence)
-        )
-    original = view.detected.accuracy if view.detected else None
-    rebuilt = metrics.get("accuracy")
-    if original and rebuilt:
-        before = view.measured("accuracy", original.value)
-        after = view.measured("accuracy", rebuilt.value)
-        said.append(words("brief.lost.accuracy", before=before, after=after))
-    contrast = metrics.get("contrast_kept")
+    for metric in ("defect_recall", "accuracy"):
+        original, after = before.metrics.get(metric), best.metrics.get(metric)
+        if original and after:
+            values = {
+                "before": view.measured(metric, original.value),
+                "after": view.measured(metric, after.value),
+                "interval": view.span(metric, after),
+            }
+            said.append(words(f"brief.lost.{metric}", **values))
+    contrast = best.metrics.get("contrast_kept")
     if contrast:
         value = view.measured("contrast_kept", contrast.value)
         said.append(words("brief.lost.contrast", value=value))
-        smallest = metrics.get("smallest_surviving")
+        smallest = best.metrics.get("smallest_surviving")
         if smallest:
             sizes = {
                 "study": view.measured("smallest_surviving", smallest.value),
-                "original": view.measured("smallest_surviving", view.shown.smallest_in_file),
+                "original": view.measured("smallest_surviving", best.smallest_in_file),
             }
             said.append(words("brief.lost.smallest", **sizes))
         else:
             said.append(words("brief.lost.smallest_none"))
-    value = view.measured("psnr", value_of(view.shown, "psnr"))
-    said.append(words("brief.lost.psnr", value=value))
-    rival = view.rival
-    if rival:
-        metric = view.quality or "psnr"
-        value = view.measured(metric, value_of(rival, metric))
-        names = {"kind": words.name("kind", rival.kind), "metric": view.metric(metric)}
-        said.append(words("brief.lost.baseline", value=value, **names))
+    value = view.measured("psnr", value_of(best, "psnr"))
+    return [*said, words("brief.lost.psnr", value=value), *_rivals(view)]
+
+
+def _rivals(view: View) -> list[str]:
+    """Other models of as many tokens, by PSNR."""
+    words, best = view.words, view.shown
+    named = [
+        words("rival", arm=each.name, value=view.measured("psnr", value_of(each, "psnr")))
+        for each in view.tried
+        if each.tokens == best.tokens and each.name != best.name and each.kind != "target"
+    ]
+    return [words("brief.lost.rivals", rivals=words.join(named))] if named else []
+
+
+def _cost(view: View) -> list[str]:
+    words, best = view.words, view.shown
+    if best.cost is None or best.cost.total.low is None:
+        return []
+    values = {
+        "value": view.money(best.cost.total.value),
+        "low": view.money(best.cost.total.low),
+        "high": view.money(best.cost.total.high),
+        "confidence": view.confidence,
+        "parts": PARTS,
+    }
+    said = [words("brief.cost.text", **values)]
+    if view.today and view.today.cost:
+        said.append(words("brief.cost.today", value=view.money(view.today.cost.total.value)))
+        if best.payback is None:
+            said.append(words("brief.cost.never"))
+        else:
+            said.append(words("brief.cost.payback", months=view.number(best.payback, 1)))
     return said
 
 
 def _risk(view: View) -> list[str]:
-    words, data = view.words, view.results.data
+    words, facts, best = view.words, view.results.evidence, view.shown
     said = []
-    kept = view.shown.metrics.get("defect_kept")
-    if kept and kept.low is not None:
-        missed = math.ceil(100 * (1 - kept.low) - 1e-9)
+    lost = best.metrics.get("recall_lost")
+    if lost and lost.high is not None:
+        missed = max(0, math.ceil(100 * lost.high - 1e-9))
         said.append(words("brief.risk.missed", missed=missed))
-    if view.detected and view.detected.defect_recall:
-        recall = view.measured("defect_recall", view.detected.defect_recall.value)
-        said.append(words("brief.risk.recall", recall=recall))
-        if view.alarms:
-            said.append(words("alarms", alarms=view.alarms))
-    elif not view.detected:
+    recall = view.results.originals.metrics.get("defect_recall")
+    alarms = view.results.originals.metrics.get("false_alarms")
+    if recall and alarms:
+        values = {
+            "recall": view.measured("defect_recall", recall.value),
+            "alarms": view.measured("false_alarms", alarms.value),
+        }
+        said.append(words("brief.risk.judge", **values))
+    if facts.judge is None:
         said.append(words("brief.risk.nothing"))
-    val = data.splits.val
-    said.append(words("brief.risk.photos", val=val.photos, groups=val.groups))
-    leaks = len(data.leaks) - data.dropped
+    for one in best.warnings:
+        values = {"metric": view.metric(one.metric), "value": view.measured(one.metric, one.value)}
+        key = "dropin" if one.metric.startswith("dropin") else "warning"
+        said.append(words(f"brief.risk.{key}", **values))
+    groups = len(set(facts.groups))
+    said.append(words("brief.risk.photos", val=len(facts.names), groups=groups))
+    leaks = len(facts.facts.leaks) - facts.facts.dropped
     return [*said, words("brief.risk.leaks", leaks=leaks)] if leaks > 0 else said
+
+
+def _next(view: View) -> list[str]:
+    words, best = view.words, view.shown
+    kind = model_kind(best)
+    settings = view.results.settings
+    folder = settings.init if kind == models.SHIPPED else str(view.out / "models" / kind)
+    said = [words("brief.next.plan" if view.recommended else "brief.next.shadow")]
+    budget = "--psnr" if best.kind == "target" else "--tokens"
+    tile = " --tile auto" if view.results.evidence.tile.native else ""
+    command = f"softvq encode --tokenizer {folder} {budget} {best.setting}{tile}"
+    return [*said, words("brief.next.command", command=command)]
 
 
 # ---- results.csv ----
 
 
-def _csv(arms: list[Result]) -> str:
-    """One row for each arm, unrounded: what it is, every figure with its interval, the verdict."""
-    rows = [_row(arm) for arm in arms]
+def _csv(candidates: list[Candidate]) -> str:
+    """One row for each candidate, unrounded: what it is, every figure with its interval."""
+    rows = [_row(each) for each in candidates]
     columns = dict.fromkeys(column for row in rows for column in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
@@ -300,20 +338,17 @@ def _csv(arms: list[Result]) -> str:
     return text.getvalue()
 
 
-def _row(arm: Result) -> dict[str, object]:
-    """Columns that only arms or only baselines have are left out of the others."""
-    row: dict[str, object] = {"name": arm.name, "kind": arm.kind, "learned": arm.learned}
-    row |= {"floats": arm.floats, "bytes": arm.bytes, "held": " ".join(arm.held)}
-    if isinstance(arm, ArmResult):
-        row |= {"tokens": arm.tokens, "channels": arm.channels, "images_seen": arm.images_seen}
-        row |= {"stopped_by": arm.stopped and arm.stopped.by, "holds": arm.verdict.holds}
-        row["fails"] = " ".join(one.metric for one in arm.verdict.criteria if not one.holds)
-        row |= asdict(arm.cost)
-    else:
-        row |= {"of": arm.of, "setting": arm.setting, "fits": arm.fits}
-    for metric, figure in arm.metrics.items():
+def _row(each: Candidate) -> dict[str, object]:
+    row: dict[str, object] = {"name": each.name, "kind": each.kind, "role": each.role}
+    row |= {"setting": each.setting, "tokens": each.tokens, "floats": each.floats}
+    row |= {"bytes": each.bytes, "holds": each.role == "candidate" and each.verdict.holds}
+    row["fails"] = " ".join(one.metric for one in each.verdict.criteria if not one.holds)
+    if each.cost:
+        total = each.cost.total
+        row |= {"cost": total.value, "cost_low": total.low, "cost_high": total.high}
+    for metric, figure in each.metrics.items():
         row[metric] = figure and figure.value
         if figure and figure.groups is not None:
             ends = {"low": figure.low, "high": figure.high, "n": figure.n, "groups": figure.groups}
             row |= {f"{metric}_{key}": value for key, value in ends.items()}
-    return row | {"smallest_surviving_in_file": arm.smallest_in_file}
+    return row | {"smallest_surviving_in_file": each.smallest_in_file}

@@ -1,1 +1,1 @@
-"""Training the arms, and what costs no training beside them."""
+"""What photos can be kept as: tokenizers, fine-tuned and not, and files."""

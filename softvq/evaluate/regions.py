@@ -52,6 +52,7 @@ def find_regions(
     boxes: str | Path | None = None,
     classes: set[str] | None = None,
     fit: str = "crop",
+    native: bool = False,
 ) -> list[Region]:
     """The regions of ``photos`` (of ``classes`` only, if given), in the photos' order.
 
@@ -89,7 +90,11 @@ def find_regions(
         raise UserError(
             f"{boxes}: no box for any photo of a defect class; see its names and classes"
         )
-    return [region for i in marked for region in _regions_of(i, marks[i], photos.size, fit)]
+    return [
+        region
+        for i in marked
+        for region in _regions_of(i, marks[i], (native and marks[i].size) or photos.size, fit)
+    ]
 
 
 def _held_out_alone(

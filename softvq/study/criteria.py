@@ -1,4 +1,4 @@
-"""What must hold for a configuration to be recommended, and which is the cheapest that it holds of.
+"""What must hold for a candidate to be recommended, and what things cost: criteria and prices.
 
 A criterion reads one metric and a limit. It holds if the end of the metric's interval that counts,
 the low one for ``min`` and the high one for ``max``, is on the right side: luck is not evidence.
@@ -6,49 +6,63 @@ the low one for ``min`` and the high one for ``max``, is on the right side: luck
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from softvq.errors import UserError, unknown_key
+from softvq.evaluate.custom import Metric, open_metric
 from softvq.evaluate.intervals import CONFIDENCE, Figure
-from softvq.study.judging.custom import Metric, open_metric
-from softvq.study.records import (
-    ArmResult,
-    Criterion,
-    Figures,
-    Outcome,
-    Recommendation,
-    Verdict,
-)
+from softvq.study.records import Criterion, Figures, Outcome, Prices, Verdict
 
 # What a metric's figures are in, and how many digits they are shown with. Criteria may ask for
-# these, and for the user's own, which are plain numbers.
+# these, and for the user's own, which are plain numbers. Of what judges tell, a plain name is by
+# the information judge, and ``dropin_`` by the one that knows originals alone.
+TOLD = {
+    "defect_recall": ("share", 1),
+    "false_alarms": ("share", 1),
+    "recall_lost": ("points", 1),
+    "alarms_added": ("points", 1),
+    "accuracy": ("share", 1),
+    "accuracy_lost": ("points", 1),
+}
 METRICS = {
     "psnr": ("db", 1),
     "ssim": ("plain", 3),
-    "accuracy": ("share", 1),
-    "accuracy_drop": ("points", 1),
-    "defect_recall": ("share", 1),
-    "defect_kept": ("share", 1),
-    "false_alarms": ("share", 1),
+    **TOLD,
+    **{f"dropin_{name}": unit for name, unit in TOLD.items()},
     "contrast_kept": ("share", 1),
     "regions_surviving": ("share", 1),
     "psnr_inside": ("db", 1),
     "smallest_surviving": ("px", 1),
 }
-KEYS = ("confidence", "criteria", "metrics")
+KEYS = ("confidence", "criteria", "metrics", "prices")
+# What is asked where nobody says: the first line of which something is measured. Then what is no
+# criterion, but is warned of: an inspection in use would have to learn anew.
+DEFAULTS = (
+    (Criterion("recall_lost", "max", 0.1), Criterion("alarms_added", "max", 0.1)),
+    (Criterion("accuracy_lost", "max", 0.1),),
+    (Criterion("ssim", "min", 0.8),),
+)
+WARNINGS = (
+    Criterion("dropin_recall_lost", "max", 0.1),
+    Criterion("dropin_alarms_added", "max", 0.1),
+    Criterion("dropin_accuracy_lost", "max", 0.1),
+    Criterion("regions_surviving", "min", 0.8),
+)
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """``confidence`` of every two-sided interval; the user's own ``metrics`` by their names."""
+    """``confidence`` of every two-sided interval; the user's own ``metrics`` by their names, None
+    for those that are not opened; ``prices`` where the user gives any."""
 
     confidence: float = CONFIDENCE
     criteria: tuple[Criterion, ...] = ()
     metrics: dict[str, Metric] = field(default_factory=dict)
+    prices: Prices | None = None
 
 
 def default_criteria(measured: Figures) -> tuple[Criterion, ...]:
@@ -56,15 +70,10 @@ def default_criteria(measured: Figures) -> tuple[Criterion, ...]:
 
     Nine tenths confidence on both sides is 95% on the one that counts.
     """
-    defects = [
-        Criterion("defect_kept", "min", 0.8),
-        Criterion("false_alarms", "max", 0.2),
-        Criterion("regions_surviving", "min", 0.8),
-    ]
-    for wanted in (defects, [Criterion("accuracy_drop", "max", 0.1)]):
-        if some := [c for c in wanted if measured.get(c.metric) is not None]:
-            return tuple(some)
-    return (Criterion("ssim", "min", 0.8),)
+    for wanted in DEFAULTS:
+        if some := tuple(c for c in wanted if measured.get(c.metric) is not None):
+            return some
+    return DEFAULTS[-1]
 
 
 # ---- from a file ----
@@ -75,11 +84,14 @@ def load_criteria(path: str | Path | None) -> Criteria:
 
         confidence: 0.9
         criteria:
-          defect_kept: {min: 0.8}
-          psnr: {min: 28}
+          recall_lost: {max: 0.05}
           scratches: {max: 2}
         metrics:
           scratches: "command: count-scratches {originals} {rebuilt}"
+        prices:
+          currency: EUR
+          missed_defect: 400
+          false_alarm: 3
 
     Raises UserError for a missing or malformed file, an unknown key or metric, and for a number
     that is none.
@@ -108,6 +120,7 @@ def load_criteria(path: str | Path | None) -> Criteria:
         if name in METRICS:
             raise UserError(f"{path}: the metric {name} is measured already; call yours otherwise")
     own = {name: open_metric(str(text)) for name, text in metrics.items()}
+    prices = _prices(_section(said, "prices", "missed_defect: NUMBER", path), path)
     criteria = []
     for metric, bounds in _section(said, "criteria", "METRIC: {min: NUMBER}", path).items():
         if metric not in METRICS and metric not in own:
@@ -119,7 +132,26 @@ def load_criteria(path: str | Path | None) -> Criteria:
             if limit is None:
                 raise UserError(f"{path}: {metric}: {sense} {bound!r} is not a number")
             criteria.append(Criterion(metric, sense, limit))
-    return Criteria(confidence, tuple(criteria), own)
+    return Criteria(confidence, tuple(criteria), own, prices)
+
+
+def _prices(said: dict[str, Any], path: Path) -> Prices | None:
+    """Prices from their section, None for none. Raises UserError for what is no price."""
+    known = {f.name: f for f in fields(Prices)}
+    values: dict[str, Any] = {}
+    for name, value in said.items():
+        if name not in known:
+            raise unknown_key(name, list(known), f"{path}: prices")
+        number = _number(value)
+        if name == "currency":
+            values[name] = str(value)
+        elif number is None or number < 0:
+            raise UserError(f"{path}: prices: {name} {value!r} is not a number of 0 or more")
+        elif name == "defect_rate" and number > 1:
+            raise UserError(f"{path}: prices: defect_rate is a share from 0 to 1, not {value!r}")
+        else:
+            values[name] = number
+    return Prices(**values) if values else None
 
 
 def _section(said: dict[Any, Any], key: str, form: str, path: Path) -> dict[str, Any]:
@@ -161,22 +193,3 @@ def outcome(criterion: Criterion, figure: Figure | None) -> Outcome:
 def verdict(metrics: Figures, criteria: Sequence[Criterion]) -> Verdict:
     outcomes = [outcome(criterion, metrics.get(criterion.metric)) for criterion in criteria]
     return Verdict(all(one.holds for one in outcomes), outcomes)
-
-
-def recommend(arms: Sequence[ArmResult]) -> Recommendation:
-    """The first arm that was not stopped and whose verdict holds; ``arms`` are in price's order."""
-    finished = [arm for arm in arms if arm.stopped is None]
-    chosen = next((arm for arm in finished if arm.verdict.holds), None)
-    failed = {
-        arm.name: [one.metric for one in arm.verdict.criteria if not one.holds] for arm in arms
-    }
-    asked = dict.fromkeys(one.metric for arm in arms for one in arm.verdict.criteria)
-    failing = {metric: sum(metric in some for some in failed.values()) for metric in asked}
-    cheaper = arms if chosen is None else arms[: arms.index(chosen)]
-    only_wide = any(all(one.met for one in arm.verdict.criteria) for arm in finished)
-    return Recommendation(
-        arm=chosen.name if chosen else None,
-        failing={metric: count for metric, count in failing.items() if count},
-        cheaper_failed={arm.name: failed[arm.name] for arm in cheaper if failed[arm.name]},
-        limit="evidence" if chosen is None and only_wide else None,
-    )
