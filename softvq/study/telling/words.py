@@ -1,22 +1,15 @@
 """How the report says things, in English or Japanese: the sentences of words.yaml, filled."""
 
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
-import yaml
-
 from softvq.errors import UserError
+from softvq.words import LANGUAGES, sentences
 
-LANGUAGES = ("en", "ja")
 
-
-@cache
 def texts() -> dict[str, dict[str, str]]:
     """Every sentence by its key and language."""
-    path = Path(__file__).with_name("words.yaml")
-    found: dict[str, dict[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
+    return sentences(Path(__file__).with_name("words.yaml"))
 
 
 class Count(int):
