@@ -54,12 +54,14 @@ def train_tokenizer(asked: options.TrainTokenizer) -> Outcome | None:
 
 
 def train_generator(asked: options.TrainGenerator) -> Outcome | None:
+    from softvq.models import tokenizer_beside
     from softvq.recipe import GeneratorRecipe, load_recipe
     from softvq.train.generator import train_generator
 
     recipe = load_recipe(GeneratorRecipe, asked.recipe, asked.overrides)
     recipe.data.source = asked.data or recipe.data.source
-    recipe.tokenizer = asked.tokenizer or recipe.tokenizer
+    recipe.init = asked.init or recipe.init
+    recipe.tokenizer = asked.tokenizer or tokenizer_beside(asked.init) or recipe.tokenizer
     return _planned_training(recipe, asked) or _trained(
         train_generator(recipe, Path(asked.out)), recipe, asked
     )

@@ -1,8 +1,9 @@
 """Building blocks that tokenizers and generators share. Shapes: B batch, N sequence, D width."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,35 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def in_blocks(network: Callable[..., Tensor], rows: int | None, *inputs: Any) -> Tensor:
+    """``network(*inputs)``, [B, ...], for ``rows`` samples at a time; None for all at once.
+
+    Each input has a first axis of B samples, or is None. The last sample is repeated until the last
+    block is full, so that shapes are always the same, and with them how sums are rounded: a
+    sample's result does not depend on those beside it, bit for bit.
+    """
+    if rows is None:
+        return network(*inputs)
+    count = inputs[0].shape[0]
+    places = [
+        torch.arange(first, first + rows, device=inputs[0].device).clamp(max=count - 1)
+        for first in range(0, count, rows)
+    ]
+    parts = [network(*(None if x is None else x[place] for x in inputs)) for place in places]
+    return torch.cat(parts)[:count]
+
+
+class InBlocks:
+    """A network that is called :func:`in_blocks`."""
+
+    def __init__(self, network: Any, rows: int):
+        self.network, self.rows, self.config = network, rows, network.config
+        self.parameters = network.parameters
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        return in_blocks(self.network, self.rows, *inputs)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = [
     "DiffusersTokenizer", "Parts", "Teacher", "describe", "export_model", "find", "import_model",
     "initialise_encoder", "model_folder", "open_generator", "open_parts", "open_probe",
     "open_teacher", "open_tokenizer", "read_shape", "recognise",
+    "tokenizer_beside",
 ]  # fmt: skip
 
 INDEX = "model_index.json"  # beside tokenizer/ and generator/ in a pipeline
@@ -158,6 +159,13 @@ def find(name: str | Path, download: bool = False) -> Path:
 def part(folder: Path, kind: str) -> Path:
     """Where a tokenizer, generator or probe lies in a folder: in a part of it, or itself."""
     return next((folder / name for name in PARTS[kind] if (folder / name).is_dir()), folder)
+
+
+def tokenizer_beside(name: str | Path | None) -> str | None:
+    """The name again, if it is that of a pipeline, whose tokenizer opens by it."""
+    if name is None or not any((model_folder(name) / p).is_dir() for p in PARTS["tokenizer"]):
+        return None
+    return str(name)
 
 
 def recognise(folder: Path) -> Layout | None:

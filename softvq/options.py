@@ -141,7 +141,10 @@ def interval(low: str, high: str) -> tuple[float, float]:
     return times
 
 
-Sampler = Literal["euler", "heun", "dopri5", "ddim", "dpm_solver", "euler_maruyama", "ddpm"]
+Sampler = Literal[
+    "euler", "heun", "dopri5", "ddim", "dpm_solver", "euler_maruyama", "ddpm", "flow_map",
+    "consistency",
+]  # fmt: skip
 Fit = Literal["crop", "stretch"]
 Scale = Literal["auto", "fit", "native"]
 Trained = Literal["softvq", "decoder", "kl", "vq", "ae"]
@@ -350,12 +353,16 @@ class TrainGenerator(Training):
     """Train a generator on a tokenizer's tokens; a stopped run goes on when repeated.
 
     softvq train generator --tokenizer runs/tokenizer --data photos --out runs/generator
+    softvq train generator --recipe few-step --init runs/generator --data photos --out runs/few
     """
 
     recipe: File = "small-generator"
     """Name of a shipped recipe (see `softvq recipes`), or a YAML file."""
     tokenizer: Folder | None = None
-    """Directory of a trained tokenizer, or 'shipped'; by default the recipe's."""
+    """Directory of a trained tokenizer, or 'shipped'; by default --init's, or the recipe's."""
+    init: Folder | None = None
+    """Directory of a generator to start from, or 'shipped': with --recipe few-step the SiT that
+    becomes one of few steps."""
 
 
 @dataclass(kw_only=True)
@@ -444,9 +451,10 @@ class Generate(ToPictures, OfSampling, OfModel, Long):
     """Pictures drawn at a time."""
     decode_batch: Count | None = None
     """With --npz: pictures decoded at a time; by default as --batch."""
-    precision: Literal["exact", "fp32", "bf16"] = "exact"
-    """How the networks compute. exact draws the same pictures whatever the batch, in float64 on a
-    CPU, in float32 on a GPU."""
+    precision: Literal["auto", "exact", "fp32", "bf16"] = "auto"
+    """How the networks compute. auto draws the same pictures whatever the batch, on a CPU in
+    float32 and a fixed number of pictures at a time; so does exact, in float64, in twice the
+    time."""
     compile: bool = False
     """Have torch compile the networks."""
     latents: Folder | None = None

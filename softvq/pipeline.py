@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from softvq import images
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
-from softvq.generator.families import draw
+from softvq.generator.families import draw, family_of
 from softvq.generator.sampler import NoiseStreams
 from softvq.io import check_finite, write_atomically
+from softvq.layers import in_blocks
 from softvq.models import INDEX, open_parts
 from softvq.tokenizer.model import Tokenizer
 
@@ -34,12 +35,15 @@ class Pipeline:
 
     Image i depends on seed, i, its label and the sampling options alone: neither on ``batch`` nor
     on the labels beside it (but for the sampler "dopri5", which chooses its steps for a batch).
-    Noise comes from one stream per image, and on a CPU networks run in float64: matrix products of
-    another batch size round differently, by 1e-5 in float32, which now and then turns a pixel's
-    level, and by 1e-14 in float64, which does not. That costs about twice the time. The images are
-    the same bytes on the same machine and software. On a GPU, where float64 can be 64 times slower,
-    networks keep float32, and a level may turn with the batch size.
-    ``precision`` = "fp32" computes in float32 everywhere, "bf16" in bfloat16 where that is safe.
+    Noise comes from one stream per image, and on a CPU a network always sees the same number of
+    images at a time, the last of them repeated where there are too few: matrix products of another
+    shape round differently, by 1e-5 in float32, which now and then turns a pixel's level, and those
+    of one shape treat all rows alike. The images are the same bytes on the same machine and
+    software. On a GPU networks keep the batch as it is, and a level may turn with its size.
+
+    ``precision`` = "auto" is that, and "exact" for a MAR, whose shapes change as it draws. "exact"
+    is float64 on a CPU, where other shapes differ by 1e-14: about twice the time. "fp32" computes
+    in float32 everywhere, in whatever shapes come, "bf16" in bfloat16 where that is safe.
 
     While it draws, the weights are changed in place: one pipeline serves one thread at a time.
     Raises UserError if tokenizer, generator and classes do not fit together, also if the generator
@@ -68,7 +72,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.generator = generator
         self.classes = classes
-        self.precision = "exact"  # a key of PRECISIONS
+        self.precision = "auto"  # or a key of PRECISIONS
         self.compiled = False
 
     def to(self, device: str | torch.device) -> Self:
@@ -123,9 +127,10 @@ class Pipeline:
             raise UserError(f"batch must be 1 or more, got {batch}")
         config = self.generator.config
         device = next(self.generator.parameters()).device
+        precision, rows = self._computing(self.generator, config.tokens)
         drawn = [torch.empty(0, config.tokens, config.channels, dtype=torch.float64)]
         networks = [value for value in options.values() if isinstance(value, nn.Module)]
-        with PRECISIONS[self.precision](self.generator, *networks):
+        with PRECISIONS[precision](self.generator, *networks):
             for first in range(0, n, batch):
                 last = min(first + batch, n)
                 streams = NoiseStreams(seed, range(start + first, start + last))
@@ -134,7 +139,8 @@ class Pipeline:
                     name: value[first:last] if isinstance(value, Tensor) and value.ndim else value
                     for name, value in options.items()
                 }
-                drawn.append(draw(self.generator, streams, some, **own).cpu().double())
+                found = draw(self.generator, streams, some, rows, **own)
+                drawn.append(found.cpu().double())
         latents = check_finite(torch.cat(drawn), "the generator")
         device = next(self.tokenizer.parameters()).device
         return self.tokenizer.denormalize(latents.to(device)).cpu()
@@ -148,12 +154,25 @@ class Pipeline:
         """Denormalised latents [n, L, C] -> pixels [n, H, W, 3]."""
         config = self.tokenizer.config
         pixels = np.empty((len(latents), config.height, config.width, 3), np.uint8)
-        with PRECISIONS[self.precision](self.tokenizer):
+        cells = config.height * config.width // config.patch**2
+        precision, rows = self._computing(self.tokenizer, cells + config.tokens)
+        with PRECISIONS[precision](self.tokenizer):
             for first in range(0, len(latents), batch):
                 some = latents[first : first + batch].to(self.tokenizer.latent_mean)
-                decoded = check_finite(self.tokenizer.decode(some), "the decoder")
+                decoded = check_finite(in_blocks(self.tokenizer.decode, rows, some), "the decoder")
                 pixels[first : first + batch] = images.to_uint8(decoded)
         return pixels
+
+    def _computing(self, network: Any, tokens: int) -> tuple[str, int | None]:
+        """A key of PRECISIONS, and how many images a network of ``tokens`` sees at a time, if that
+        is fixed."""
+        if self.precision != "auto":
+            return self.precision, None
+        if next(network.parameters()).device.type != "cpu":
+            return "fp32", None
+        if network is self.generator and not family_of(network).whole:
+            return "exact", None
+        return "fp32", -(-BLOCK // tokens)
 
     def class_numbers(
         self, labels: Sequence[int | str] | None, count: int | None
@@ -214,6 +233,9 @@ class Pipeline:
         """
         parts = open_parts(directory, tokenizer, generator, classes)
         return cls(parts.tokenizer, parts.generator, parts.classes)
+
+
+BLOCK = 128  # tokens at least that a network on a CPU sees at a time: fewer take longer each
 
 
 @contextmanager

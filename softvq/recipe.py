@@ -17,7 +17,7 @@ from yaml import YAMLError
 from softvq.checks import MOST, check_fields
 from softvq.errors import UserError, check_ranges, unknown_key
 from softvq.fields import choices, field_help, shown, table
-from softvq.generator.config import CONFIGS, HiddenAlignmentConfig, TimeLaw
+from softvq.generator.config import CONFIGS, FewStepConfig, HiddenAlignmentConfig, TimeLaw
 from softvq.tokenizer.config import TokenizerConfig
 from softvq.tokenizer.terms import AdversaryConfig, AlignmentConfig, ObjectiveConfig
 
@@ -151,17 +151,21 @@ class GeneratorRecipe:
     """``softvq train generator``. The tokenizer fixes tokens and channels, the data the classes."""
 
     family: str = "sit"
-    """Which generator: sit, dit or mar. It decides which keys model has."""
+    """Which generator: sit, dit, mar or flowmap. It decides which keys model has."""
     tokenizer: str = "shipped"
     """Directory of a trained tokenizer, or shipped."""
     views: int = 2
     """Crops of each photo that are encoded once and kept: the whole photo, its mirror image, and
     then random crops, mirrored at random."""
+    init: str | None = None
+    """Directory of a generator whose weights training starts from, or shipped; model is shaped as
+    it. A flowmap starts from a SiT."""
     time: TimeLaw | None = None
     """How training times are drawn; by default as is usual in the family."""
     data: DataConfig = field(default_factory=DataConfig)
     model: Shape = field(default_factory=Shape)
     alignment: HiddenAlignmentConfig = field(default_factory=HiddenAlignmentConfig)
+    few_step: FewStepConfig = field(default_factory=FewStepConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,9 @@ from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 HEUN = SAMPLERS["heun"]
 
 # Of dopri5 an image is drawn in steps that the whole batch chose.
-FIXED_STEPS = {name: sampler for name, sampler in SAMPLERS.items() if name != "dopri5"}
+FIXED_STEPS = {
+    name: sampler for name, sampler in SAMPLERS.items() if name != "dopri5" and not sampler.leaps
+}
 
 TINY = MARConfig(
     tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2, head_width=24, head_depth=2,

@@ -8,9 +8,12 @@ import torch
 from contract import small
 
 from softvq.errors import UserError
+from softvq.generator.config import SiTConfig
 from softvq.generator.families import GENERATORS
+from softvq.generator.transformer import SiT
 from softvq.io import load_tensors, save_tensors
-from softvq.pipeline import Pipeline
+from softvq.layers import in_blocks
+from softvq.pipeline import BLOCK, Pipeline
 from softvq.tokenizer import Tokenizer
 
 CLASSES = ["bird", "cat", "dog"]
@@ -118,6 +121,11 @@ class TestDiT(PipelineContract):
     options: ClassVar[dict] = {"steps": 4, "sampler": "ddpm"}
 
 
+class TestFlowMap(PipelineContract):
+    family = "flowmap"
+    options: ClassVar[dict] = {"steps": 2, "interval": (0.0, 0.7), "sampler": "consistency"}
+
+
 class TestMAR(PipelineContract):
     family = "mar"
     options: ClassVar[dict] = {"steps": 3, "head_steps": 2, "temperature": 0.9}
@@ -128,11 +136,37 @@ def pipeline() -> Pipeline:
     return make()
 
 
-def test_latents_of_two_splits_agree_far_below_a_level(pipeline):
+def test_latents_of_two_splits_are_the_same_bits(pipeline, monkeypatch):
     whole = pipeline.generate_latents(LABELS, steps=20)
     assert whole.shape == (8, 8, 16) and whole.dtype == torch.float64
+    for batch in (1, 3, 5):
+        assert torch.equal(pipeline.generate_latents(LABELS, steps=20, batch=batch), whole)
+    monkeypatch.setattr(pipeline, "precision", "exact")
+    exact = pipeline.generate_latents(LABELS, steps=20)
+    torch.testing.assert_close(whole, exact, atol=1e-3, rtol=1e-3)
     single = pipeline.generate_latents(LABELS, steps=20, batch=1)
-    torch.testing.assert_close(single, whole, atol=1e-10, rtol=0)
+    torch.testing.assert_close(single, exact, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens", [7, 16, 48])
+def test_a_block_treats_its_rows_alike(tokens, threads):
+    """What the promise rests on: the bits of a row depend on the shape, not on its neighbours."""
+    torch.manual_seed(0)
+    config = SiTConfig(tokens, 12, 3, width=96, depth=2, heads=3)
+    network, before = SiT(config).eval(), torch.get_num_threads()
+    perturb(network)
+    x, t, y = torch.randn(11, tokens, 12), torch.rand(11), torch.arange(11) % 4
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            rows = -(-BLOCK // tokens)
+            whole = in_blocks(network, rows, x, t, y)
+            for some in (torch.arange(1), torch.randperm(11), torch.arange(4, 9)):
+                assert torch.equal(in_blocks(network, rows, x[some], t[some], y[some]), whole[some])
+            torch.testing.assert_close(whole, network(x, t, y), atol=1e-4, rtol=1e-4)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pictures_are_the_pixels(pipeline):
@@ -170,7 +204,8 @@ def test_autoguidance_computes_the_worse_network_as_exactly(pipeline):
     ],
 )
 @pytest.mark.parametrize("batch", [3, 64])
-def test_cost_in_network_evaluations(pipeline, options, per_image, batch):
+def test_cost_in_network_evaluations(pipeline, options, per_image, batch, monkeypatch):
+    monkeypatch.setattr(pipeline, "precision", "exact")  # which repeats no image to fill a block
     samples = []
     handle = pipeline.generator.register_forward_hook(lambda m, a, out: samples.append(len(out)))
     pipeline(LABELS, steps=10, batch=batch, **options)

@@ -28,6 +28,7 @@ EVERY_PROCESS = {
 }
 ODES = {"euler": 1, "heun": 2, "ddim": 1, "dpm_solver": 2}
 SDES = {"euler_maruyama": 1, "ddpm": 1}
+LEAPS = [name for name, sampler in SAMPLERS.items() if sampler.leaps]
 
 
 class GaussianNet:
@@ -44,6 +45,19 @@ class GaussianNet:
         alpha, sigma = (w[:, None, None] for w in (process.alpha(t), process.sigma(t)))
         excess = (x - alpha * mean) / (alpha**2 * STD**2 + sigma**2)
         return process.regressed(mean + alpha * STD**2 * excess, sigma * excess, t)
+
+
+class GaussianMap(GaussianNet):
+    """The same, and where its path leads: to another Gaussian, x - mean growing as its deviation.
+
+    For a process of continuous time.
+    """
+
+    def average(self, x, t, s, y):
+        process = self.config.process
+        (mean_t, std_t), (mean_s, std_s) = (marginal(process, z, MEANS[y[0]]) for z in (t, s))
+        x_s = mean_s[:, None, None] + (std_s / std_t)[:, None, None] * (x - mean_t[:, None, None])
+        return (x - x_s) / (t - s)[:, None, None]
 
 
 def marginal(process, t, mean):
@@ -185,6 +199,8 @@ def test_any_sampler_any_path_any_guidance(sampler, guidance):
     if sampler == "dopri5":
         pytest.importorskip("torchdiffeq")
     wrap, mean = GUIDANCES[guidance]
+    if SAMPLERS[sampler].leaps:
+        pytest.skip("guidance is an input of the network: tests/test_flowmap.py")
     for name, process in EVERY_PROCESS.items():
         times = time_grid(30, process=process)
         if guidance == "interval":  # class 0's own flow, and the guided one from the middle on
@@ -201,9 +217,26 @@ def test_any_sampler_any_path_any_guidance(sampler, guidance):
         assert abs(found_std - STD) < 0.15, name
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+@pytest.mark.parametrize("sampler", LEAPS)
+def test_leaps_are_exact(sampler, process, steps):
+    """One step, two, four: each draws the data's mean and deviation."""
+    process = process()
+    net, times = GaussianMap(process), time_grid(steps)
+    mean, std = moments(SAMPLERS[sampler], net, times, process)
+    torch.testing.assert_close(torch.stack([mean, std]), torch.tensor([MEANS[0], STD]).double())
+
+
+@pytest.mark.parametrize("sampler", LEAPS)
+def test_leaps_need_average_velocities(sampler):
+    with pytest.raises(UserError, match="for few-step generators"):
+        SAMPLERS[sampler](LabelNet(), torch.zeros(1, 2, 2), time_grid(2), torch.tensor([0]))
+
+
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7)])
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("sampler", [each for each in SAMPLERS.values() if not each.leaps])
 def test_callbacks_see_every_step(sampler, process, interval):
     if sampler is SAMPLERS["dopri5"]:
         pytest.importorskip("torchdiffeq")
@@ -335,7 +368,7 @@ def test_cost_of_heun():
     assert net.calls == 19
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in LEAPS])
 def test_same_images_whatever_the_batch_split(name):
     if name == "dopri5":
         pytest.importorskip("torchdiffeq")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from softvq.data import Positions, open_store
 from softvq.errors import UserError
+from softvq.generator.flowmap import FlowMap
 from softvq.io import load_tensors
 from softvq.models import open_teacher, open_tokenizer
 from softvq.pipeline import Pipeline
@@ -100,7 +101,7 @@ def test_latents_on_a_grid_can_be_cut_into_patches(tmp_path):
     [
         (["time=log"], "time 'log' is none of uniform, lognormal"),
         (["views=0"], "views must be in 1 .. 10,000, got 0"),
-        (["family=gan"], "family 'gan' is none of sit, dit, mar"),
+        (["family=gan"], "family 'gan' is none of sit, dit, flowmap, mar"),
         (["model.head_width=8"], r"unknown key 'model\.head_width'"),
         (["family=mar", "model.qk_norm=true"], r"unknown key 'model\.qk_norm'"),
         (["family=mar"], r"tiny-generator: lacks model\.head_depth, model\.head_width"),
@@ -172,6 +173,46 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert len(steps) == 15 + 20
     for file in ("generator/model.safetensors", "checkpoints/000000000960.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+# From a trained one, and few steps
+
+
+def test_a_sit_becomes_a_generator_of_few_steps(tmp_path, tokenizer_folder):
+    source = str(photo_folder(tmp_path / "photos", 20))
+    lengths = ["train.images=320", "train.evaluate_every=320", "train.log_every=160"]
+    teacher = recipe(tokenizer_folder, source, *lengths, "model.label_dropout=0.2")
+    assert train_generator(teacher, tmp_path / "teacher")
+    start = [f"init={tmp_path / 'teacher'}", f"tokenizer={tokenizer_folder}", "train.batch=32"]
+
+    def few(*overrides: str) -> GeneratorRecipe:
+        settings = [*start, f"data.source={source}", *lengths, *overrides]
+        return load_recipe(GeneratorRecipe, "few-step", settings)
+
+    for velocity, rule in (("teacher", "step"), ("data", "difference")):
+        out = tmp_path / f"few-{velocity}"
+        assert train_generator(few(f"few_step.velocity={velocity}", f"few_step.rule={rule}"), out)
+        pipeline = Pipeline.from_pretrained(out)
+        assert isinstance(pipeline.generator, FlowMap) and pipeline.generator.config.width == 64
+        assert "width: 64" in (out / "recipe.yaml").read_text()
+        assert len(pipeline(["class1"], steps=1, guidance=2.0)) == 1
+    again = few(f"init={tmp_path / 'few-data'}", "few_step.velocity=data")
+    assert train_generator(again, tmp_path / "again")  # a flow map goes on as one
+    whole = recipe(tokenizer_folder, source, *lengths, f"init={tmp_path / 'teacher'}")
+    assert train_generator(whole, tmp_path / "on")  # and a SiT
+
+    others = str(photo_folder(tmp_path / "others", 8, classes=3))
+    for overrides, message in (
+        (["init=null"], "learns from a trained SiT: give --init MODEL, or set few_step.velocity"),
+        ([f"init={tmp_path / 'few-data'}"], "start from a SiT that predicts velocities"),
+        ([f"data.source={others}"], "has num_classes 2, and 3 is wanted"),
+        (["tokenizer=shipped"], "has tokens 8, and 16 is wanted"),
+        (["few_step.rule=split"], "few_step.rule|'split' is none of"),
+        (["model.most_guidance=0.5"], "most_guidance must be 1 or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_generator(few(*overrides), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 # Alignment of a transformer's states

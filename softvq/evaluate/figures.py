@@ -83,7 +83,7 @@ def measure(
     """Images per second on this machine: encode, decode, generate, train_tokenizer and _generator.
 
     New models with random weights, but for an autoencoder of diffusers; bf16 autocast on a GPU,
-    float32 on a CPU, where ``generate``, the pipeline as it is, computes in float64. Training is a
+    float32 on a CPU; ``generate`` is the pipeline as it is. Training is a
     forward and a backward pass, without the optimizer and the losses' networks; a generator's
     tokens are cached.
     """

@@ -200,6 +200,27 @@ class DiTConfig(TransformerConfig):
 
 
 @dataclass(frozen=True)
+class FlowMapConfig(TransformerConfig):
+    """Shape of a generator of few steps: a SiT of straight lines that predicts mean velocities."""
+
+    time_law: ClassVar[TimeLaw] = "uniform"
+
+    most_guidance: float = 4.0
+    """Largest guidance scale that it is told in training; 1 is no guidance."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.most_guidance < 1:
+            raise UserError(f"generator: most_guidance must be 1 or more, got {self.most_guidance}")
+
+    @property
+    def process(self) -> "Process":
+        from softvq.generator.process import LINEAR
+
+        return LINEAR
+
+
+@dataclass(frozen=True)
 class MARConfig(Sized):
     """Shape of a masked autoregressive generator. UserError if the fields do not fit together."""
 
@@ -255,9 +276,10 @@ class MARConfig(Sized):
             )
 
 
-CONFIGS: dict[str, type[SiTConfig | DiTConfig | MARConfig]] = {
+CONFIGS: dict[str, type[SiTConfig | DiTConfig | FlowMapConfig | MARConfig]] = {
     "sit": SiTConfig,
     "dit": DiTConfig,
+    "flowmap": FlowMapConfig,
     "mar": MARConfig,
 }
 
@@ -276,3 +298,23 @@ class HiddenAlignmentConfig(AlignmentConfig):
     the teacher sees the pictures of every batch again."""
     block: int = 8
     """The block whose states are aligned; 1 is the first."""
+
+
+@dataclass
+class FewStepConfig:
+    """What a flow map learns from. Only for the family flowmap."""
+
+    velocity: Literal["teacher", "data"] = "teacher"
+    """Whose velocities: the guided ones of the generator that init names, or those of the data,
+    guided by the network itself."""
+    rule: Literal["jvp", "difference", "step"] = "step"
+    """How averages follow from velocities: by the derivative along the path, exact (jvp) or by
+    finite differences (difference), both in float32; or by a short step along the path (step)."""
+    anchors: float = 0.5
+    """Share of each batch that learns the velocity itself, s = t."""
+    whole: float = 0.25
+    """Share of the other samples that start from pure noise, t = 1, and again of those that lead to
+    the data, s = 0; 1 of the latter alone would be a consistency model."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "few_step.", shares=("anchors", "whole"))

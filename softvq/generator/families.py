@@ -18,21 +18,27 @@ from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.generator import mar
-from softvq.generator.config import CONFIGS, TransformerConfig
+from softvq.generator.config import CONFIGS, FlowMapConfig, TransformerConfig
+from softvq.generator.flowmap import FlowMap, Told, flow_map_loss
 from softvq.generator.guidance import Guided
 from softvq.generator.process import training_loss
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
 from softvq.generator.transformer import DiT, SiT
+from softvq.layers import InBlocks
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family is: its config, of CONFIGS, its network, and the two functions above."""
+    """What a family is: its config, of CONFIGS, its network, and the two functions above.
+
+    whole: whether ``sample`` asks nothing of a network but calls of it, on images as a whole.
+    """
 
     config: Any
     network: Any
     loss: Callable[..., Tensor]
     sample: Callable[..., Tensor]
+    whole: bool = True
 
     @property
     def time(self) -> str:
@@ -97,17 +103,60 @@ def transformer_sample(
     Raises UserError for an unknown sampler, fewer than one step or more than a diffusion has, and
     for guidance that cannot be.
     """
-    chosen, config, process = find_sampler(sampler), network.config, network.config.process
-    times = chosen.grid(steps, process)
+    chosen = find_sampler(sampler)
     if y is None and bad is None:
         guidance = 1.0
+    guided = Guided(network, guidance, interval, bad, network.config.process)
+    return _drawn(network, guided, streams, y, steps, chosen)
+
+
+def _drawn(
+    network: Any, guided: Any, streams: NoiseStreams, y: Tensor | None, steps: int, sampler: Sampler
+) -> Tensor:
+    """Latents [B, L, C] that a sampler draws from a transformer, guided as ``guided`` is."""
+    config, process = network.config, network.config.process
     weight = next(network.parameters())
 
     def noise(step: int) -> Tensor:
         return streams.draw(*config.latent_shape).to(weight)
 
-    guided = Guided(network, guidance, interval, bad, process)
-    return from_net(chosen(guided, noise(0), times, y, process, noise), config)
+    times = sampler.grid(steps, process)
+    return from_net(sampler(guided, noise(0), times, y, process, noise), config)
+
+
+def few_step_loss(
+    network: Callable[..., Tensor],
+    x0: Tensor,
+    y: Tensor | None,
+    config: FlowMapConfig,
+    time: str,
+    rng: torch.Generator | None = None,
+    **objective: Any,
+) -> Tensor:
+    """``flow_map_loss`` [B] of latents [B, L, C]; see it for ``objective``."""
+    return flow_map_loss(network, to_net(x0, config), y, config, time, rng, **objective)
+
+
+@torch.no_grad()
+def flow_map_sample(
+    network: FlowMap,
+    streams: NoiseStreams,
+    y: Tensor | None,
+    steps: int = 4,
+    guidance: float | Tensor | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+    sampler: str = "flow_map",
+) -> Tensor:
+    """Normalised latents [B, L, C], one image from each stream, given labels y [B] or None.
+
+    steps, sampler          of one evaluation each, whatever the guidance
+    guidance, interval      see ``Told``; None is 1.5, or the most that the network knows
+
+    Raises UserError as ``transformer_sample``, and for a scale that the network has not learned.
+    """
+    usual = min(1.5, network.config.most_guidance) if guidance is None else guidance
+    told = Told(network, 1.0 if y is None else usual, interval)
+    return _drawn(network, told, streams, y, steps, find_sampler(sampler))
 
 
 @torch.no_grad()
@@ -149,7 +198,8 @@ def mar_sample(
 GENERATORS: dict[str, Family] = {
     "sit": Family(CONFIGS["sit"], SiT, transformer_loss, transformer_sample),
     "dit": Family(CONFIGS["dit"], DiT, transformer_loss, transformer_sample),
-    "mar": Family(CONFIGS["mar"], mar.MAR, mar.training_loss, mar_sample),
+    "flowmap": Family(CONFIGS["flowmap"], FlowMap, few_step_loss, flow_map_sample),
+    "mar": Family(CONFIGS["mar"], mar.MAR, mar.training_loss, mar_sample, whole=False),
 }
 
 
@@ -158,8 +208,18 @@ def family_of(network: nn.Module) -> Family:
     return next(family for family in GENERATORS.values() if isinstance(network, family.network))
 
 
-def draw(network: nn.Module, streams: NoiseStreams, y: Tensor | None, **options: Any) -> Tensor:
-    """``sample`` of the network's family. Raises UserError for an option that it does not have."""
+def draw(
+    network: nn.Module,
+    streams: NoiseStreams,
+    y: Tensor | None,
+    rows: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """``sample`` of the network's family. Raises UserError for an option that it does not have.
+
+    ``rows``: how many images networks see at a time, if the family's are called as a ``whole``; see
+    ``layers.in_blocks``.
+    """
     family = family_of(network)
     for name in options:
         if name not in family.options:
@@ -167,4 +227,7 @@ def draw(network: nn.Module, streams: NoiseStreams, y: Tensor | None, **options:
                 f"a {type(network).__name__} has no option '{name}'; it has "
                 f"{', '.join(family.options)}"
             )
-    return family.sample(network, streams, y, **options)
+    if rows is None or not family.whole:
+        return family.sample(network, streams, y, **options)
+    others = {k: InBlocks(v, rows) if isinstance(v, nn.Module) else v for k, v in options.items()}
+    return family.sample(InBlocks(network, rows), streams, y, **others)

@@ -5,6 +5,7 @@ gives out into a frozen vision model's features of the clean image, and the loss
 negative cosine of the two. The head is left behind when the generator is saved.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,8 @@ class Learning(nn.Module):
     """What is trained: a network and, with alignment, the head that reads a block of it.
 
     ``time`` is a key of TIME_LAWS, None what is usual in the network's family; ``features`` are the
-    teacher's (patches, width). Raises UserError if the network has no such block.
+    teacher's (patches, width); ``loss`` is the family's, unless another is given, as one that has a
+    teacher. Raises UserError if the network has no such block.
     """
 
     def __init__(
@@ -31,10 +33,11 @@ class Learning(nn.Module):
         time: str | None = None,
         alignment: HiddenAlignmentConfig | None = None,
         features: tuple[int, int] = (0, 0),
+        loss: Callable[..., Tensor] | None = None,
     ):
         super().__init__()
         self.net, self.family = network, family_of(network)  # ``net`` in every checkpoint
-        self.time = time or self.family.time
+        self.time, self.minimised = time or self.family.time, loss or self.family.loss
         self.head: Head | None = None
         if alignment is not None:
             if not isinstance(network, TokenTransformer):
@@ -62,4 +65,20 @@ class Learning(nn.Module):
         """The family's, [B]. In evaluation mode no label is dropped."""
         config = self.net.config
         config = config if self.training else replace(config, label_dropout=0.0)
-        return self.family.loss(self.net, x0, y, config, self.time, rng)
+        return self.minimised(self.net, x0, y, config, self.time, rng)
+
+
+class Frozen:
+    """A network that teaches and does not learn, on whichever device it is asked.
+
+    No module, so that it is neither saved nor averaged nor copied with what learns from it.
+    """
+
+    def __init__(self, network: Any):
+        self.network, self.config = network.eval().requires_grad_(False), network.config
+
+    def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        return self.network.to(x.device)(x, *others)
+
+    def __deepcopy__(self, memo: Any) -> "Frozen":
+        return self

@@ -13,9 +13,12 @@ guidance, time grids, noise and callbacks are those of all.
     dpm_solver      log(alpha / sigma)      2      steps
     euler_maruyama  the SDE's t             1      steps
     ddpm            posterior by posterior  1      steps
+    flow_map        the ODE's own path      exact  steps
+    consistency     to the data and back    exact  steps
 
-A step knows the time s it goes to beside the time t it is at, so a network of average velocities
-u(x_t, s, t) fits: one more property of :class:`Step`, and a sampler x + (s - t) u.
+The last two ask a network of average velocities, ``network.average(x, t, s, y)``, as
+:class:`softvq.generator.flowmap.FlowMap` is one: their steps may be as long as one likes, and what
+error there is is the network's.
 """
 
 from abc import ABC, abstractmethod
@@ -85,6 +88,7 @@ class Step:
     final    whether s is the end of the grid
     process  what the network's predictions mean
     predict  ``predict(x, t)``: the network at any state, in float64, as it predicts
+    leap     ``leap(x, t, s)``: its average velocity from t to s, if it knows that
     noise    as the sampler is given it
     before   the step before, None at the first
     """
@@ -98,6 +102,7 @@ class Step:
     predict: Callable[[Tensor, Tensor], Tensor]
     noise: Noise | None = None
     before: "Step | None" = None
+    leap: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def at(self, x: Tensor, t: Tensor) -> "Step":
         """Another state and time on the way, which the network is asked about anew."""
@@ -118,6 +123,11 @@ class Step:
         """Expected dx/dt."""
         return self.process.velocity(*self.expected, self.t)
 
+    def average(self, s: Tensor) -> Tensor:
+        """Mean of dx/dt on the path from x_t to time s, of a network that knows it."""
+        assert self.leap is not None  # ``Sampler.leaps``
+        return self.leap(self.x, self.t, s)
+
     def draw(self) -> Tensor:
         """Fresh normal noise like x, this step's own."""
         return self.noise(self.index).to(self.x) if self.noise else torch.randn_like(self.x)
@@ -129,9 +139,11 @@ class Sampler(ABC):
     A subclass gives ``step``. It holds nothing between the steps: ``Step.before`` is the past.
 
     last_start: where the last step of its usual grid starts; None for a step like the others.
+    leaps: whether it needs a network of average velocities.
     """
 
     last_start: ClassVar[float | None] = None
+    leaps: ClassVar[bool] = False
 
     @abstractmethod
     def step(self, step: Step) -> Tensor:
@@ -167,19 +179,29 @@ class Sampler(ABC):
         callback  called after each step as ``callback(step, time reached, state in float64)``
 
         The state is kept in float64: rounding then does not grow with the number of steps. Raises
-        ValueError for a bad time grid and for a process that is not the network's.
+        ValueError for a bad time grid and for a process that is not the network's, and UserError
+        if it ``leaps`` and the network knows no average velocities.
         """
+        if self.leaps and not hasattr(network, "average"):
+            raise UserError(
+                "the samplers flow_map and consistency are for few-step generators, as recipe "
+                "few-step trains them; choose another --sampler"
+            )
         check_process(network, process)
         _check_times(times, process)
 
         def predict(state: Tensor, t: Tensor) -> Tensor:
             return network(state.to(x.dtype), process.clock(t).expand(state.shape[0]), y).double()
 
+        def leap(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            ends = (process.clock(time).expand(state.shape[0]) for time in (t, s))
+            return network.average(state.to(x.dtype), *ends, y).double()  # type: ignore[attr-defined]
+
         state, times = x.double(), times.to(x.device, torch.float64)
         before: Step | None = None
         for index, (t, s) in enumerate(pairwise(times)):
             final = index == len(times) - 2
-            step = Step(state, t, s, index, final, process, predict, noise, before)
+            step = Step(state, t, s, index, final, process, predict, noise, before, leap)
             state = self.step(step)
             step.before = None  # or every state since the first would be kept
             before = step
@@ -311,6 +333,26 @@ class DDPM(Sampler):
         return mean + variance.sqrt() * step.draw()
 
 
+class FlowMapSampler(Sampler):
+    """x_s = x_t + (s - t) u(x_t, s, t), u the average velocity (Geng et al. 2025, eq. 12)."""
+
+    leaps = True
+
+    def step(self, step: Step) -> Tensor:
+        return step.x + (step.s - step.t) * step.average(step.s)
+
+
+class ConsistencySampler(Sampler):
+    """To the end of the path, and with fresh noise back to s (Song et al. 2023, algorithm 1)."""
+
+    leaps = True
+
+    def step(self, step: Step) -> Tensor:
+        zero = torch.zeros_like(step.t)
+        data = step.x - step.t * step.average(zero)
+        return data if step.final else step.process.interpolate(data, step.draw(), step.s)
+
+
 SAMPLERS: dict[str, Sampler] = {
     "euler": Euler(),
     "heun": Heun(),
@@ -319,4 +361,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm_solver": DPMSolver(),
     "euler_maruyama": EulerMaruyama(),
     "ddpm": DDPM(),
+    "flow_map": FlowMapSampler(),
+    "consistency": ConsistencySampler(),
 }

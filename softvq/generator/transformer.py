@@ -152,12 +152,18 @@ class TokenTransformer(nn.Module):
             nn.init.zeros_(linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self._predict(x, self._condition(x, t, y))
+
+    def _condition(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """What modulates every block: times and labels as vectors [B, D]."""
+        if y is None or self.config.num_classes == 0:
+            y = torch.full((x.shape[0],), self.config.num_classes, device=x.device)
+        return self.t_embedder(t) + self.y_embedder(y)
+
+    def _predict(self, x: Tensor, condition: Tensor) -> Tensor:
         if x.shape[1:] != self.config.latent_shape:
             expected = ", ".join(map(str, self.config.latent_shape))
             raise ValueError(f"expected latents [B, {expected}], got {list(x.shape)}")
-        if y is None or self.config.num_classes == 0:
-            y = torch.full((x.shape[0],), self.config.num_classes, device=x.device)
-        condition = self.t_embedder(t) + self.y_embedder(y)
         if self.picture is not None:
             x = self.picture.to_patches(x)
         x = self.x_embedder(x) + self.pos_embed

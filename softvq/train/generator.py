@@ -1,7 +1,8 @@
 """Training a generator on the tokens of photos, encoded once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.generator.config import HiddenAlignmentConfig
 from softvq.generator.families import GENERATORS
-from softvq.generator.objective import Learning
+from softvq.generator.flowmap import FlowMap, check_teacher
+from softvq.generator.objective import Frozen, Learning
+from softvq.models import INDEX, model_folder, open_generator, open_tokenizer, read_classes
 from softvq.models import open_teacher as open_vision_model
-from softvq.models import open_tokenizer
 from softvq.options import BATCH
 from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, recipe_yaml
@@ -81,14 +83,28 @@ class Entries(Dataset[tuple[Tensor, ...]]):
 
 
 def make_model(
-    recipe: GeneratorRecipe, tokenizer: TokenizerConfig, classes: int, teacher: Teacher | None
+    recipe: GeneratorRecipe,
+    tokenizer: TokenizerConfig,
+    classes: int,
+    teacher: Teacher | None,
+    start: Any = None,
 ) -> Learning:
-    """A new network of the recipe and all that learns beside it. Raises UserError."""
+    """A network of the recipe, new or from ``start``, and all that learns beside it. UserError."""
     torch.manual_seed(recipe.train.seed)
-    net = GENERATORS[recipe.family].network(recipe.config(tokenizer, classes))
+    family = GENERATORS[recipe.family]
+    net, loss = family.network(recipe.config(tokenizer, classes)), None
+    if isinstance(net, FlowMap):
+        taught = recipe.few_step.velocity == "teacher"
+        follows = Frozen(start) if taught and start is not None else None
+        loss = partial(family.loss, objective=recipe.few_step, teacher=follows)
+    if isinstance(net, FlowMap) and not isinstance(start, FlowMap | None):
+        net.start_from(start)
+    elif start is not None:
+        net.load_state_dict(start.state_dict())
     if teacher is None:
-        return Learning(net, recipe.time)
-    return Learning(net, recipe.time, recipe.alignment, (teacher.patches, teacher.width))
+        return Learning(net, recipe.time, loss=loss)
+    features = (teacher.patches, teacher.width)
+    return Learning(net, recipe.time, recipe.alignment, features, loss)
 
 
 class GeneratorTask:
@@ -103,6 +119,7 @@ class GeneratorTask:
         tokens: TokenSet,
         held_out: TokenSet,
         aim: Aim | None = None,
+        start: Any = None,
     ):
         if tokens.lengths is not None or held_out.lengths is not None:
             raise UserError(
@@ -112,7 +129,7 @@ class GeneratorTask:
         self.recipe, self.tokenizer, self.aim = recipe, tokenizer, aim
         self.tokens, self.held_out = tokens, held_out
         teacher = aim.teacher if aim else None
-        self.model = make_model(recipe, tokenizer.config, len(tokens.classes), teacher)
+        self.model = make_model(recipe, tokenizer.config, len(tokens.classes), teacher, start)
         net: Any = self.model.net
         net.config = replace(net.config, tokenizer=tokens.index.tokenizer)
         self.players = [Player.model(self.model, self.loss, recipe.train)]
@@ -179,6 +196,51 @@ def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
     return open_vision_model(alignment.teacher, alignment.download)
 
 
+def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]) -> Any:
+    """The generator that a recipe starts from, or None; ``recipe.model`` takes its shape.
+
+    Raises UserError if it is of another family, of other tokens or of other classes, and if a
+    teacher is wanted and there is none.
+    """
+    taught = recipe.family == "flowmap" and recipe.few_step.velocity == "teacher"
+    if recipe.init is None:
+        if taught:
+            raise UserError(
+                "a few-step generator learns from a trained SiT: give --init MODEL, or set "
+                "few_step.velocity=data"
+            )
+        return None
+    start = open_generator(recipe.init)
+    for name, value in asdict(start.config).items():
+        if hasattr(recipe.model, name) and name != "label_dropout":
+            setattr(recipe.model, name, value)
+    config = recipe.config(tokenizer.config, len(classes))
+    if taught or (recipe.family == "flowmap" and not isinstance(start, FlowMap)):
+        check_teacher(start, config)
+    else:
+        named = ("tokenizer", "label_dropout")
+        own, wanted = (
+            {k: v for k, v in asdict(some).items() if k not in named}
+            for some in (start.config, config)
+        )
+        if type(start.config) is not type(config) or own != wanted:
+            raise UserError(
+                f"{recipe.init}: a {type(start).__name__} of {start.config.num_classes} classes on "
+                f"{start.config.tokens} x {start.config.channels} tokens, and a {recipe.family} of "
+                f"{len(classes)} on {config.tokens} x {config.channels} is to start from it"
+            )
+    learned = start.config.tokenizer
+    if learned is not None and learned != fingerprint(tokenizer):
+        raise UserError(f"{recipe.init}: learned the tokens of another tokenizer; give its own")
+    index = model_folder(recipe.init) / INDEX
+    if index.is_file() and (known := read_classes(index)) != classes:
+        raise UserError(
+            f"{recipe.init}: draws {', '.join(known[:5])}, and the photos are of "
+            f"{', '.join(classes[:5]) or 'no classes'}; give photos of its classes"
+        )
+    return start
+
+
 def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end.
 
@@ -191,7 +253,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     with torch.device("meta"):  # what does not fit is said before hours of encoding
         make_model(recipe, tokenizer.config, 0, teacher)
     size = (tokenizer.config.height, tokenizer.config.width)
-    find_photos(recipe.data.source)  # and that there are some
+    photos_found = find_photos(recipe.data.source)  # and that there are some
+    start = open_start(recipe, tokenizer, photos_found.classes)
     with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         photos, held_out = open_photos(recipe.data, size, folder / "photos")
         state = PartialState(cpu=pick_device().type == "cpu")
@@ -206,5 +269,5 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
                 aim = Aim(teacher.to(state.device), Views(photos, *views), cache)
         made_by = fingerprint(tokenizer)
         kept, kept_out = (read_tokens(tokens / split, made_by) for split in ("train", "val"))
-        task = GeneratorTask(recipe, tokenizer, kept, kept_out, aim)
+        task = GeneratorTask(recipe, tokenizer, kept, kept_out, aim, start)
         return train(task, recipe.train, folder)

@@ -17,7 +17,7 @@ from softvq.models import open_tokenizer
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe
 from softvq.tokens import TokenIndex, TokenSet, Views
 from softvq.train.folder import metrics
-from softvq.train.generator import Aim, GeneratorTask, open_teacher
+from softvq.train.generator import Aim, GeneratorTask, open_start, open_teacher
 from softvq.train.loop import resolve_precision
 from softvq.train.players import Task
 from softvq.train.probe import ProbeTask
@@ -132,7 +132,8 @@ def trial_task(recipe: AnyRecipe, classes: list[str]) -> tuple[Task, tuple[int, 
     latents = torch.randn(batch, shape.tokens, shape.channels)
     tokens = TokenSet(latents, torch.from_numpy(noise.labels), noise.names, classes, index)
     aim = Aim(teacher.to(pick_device()), Views(noise)) if teacher is not None else None
-    return GeneratorTask(recipe, tokenizer, tokens, tokens, aim), size
+    start = open_start(recipe, tokenizer, classes)
+    return GeneratorTask(recipe, tokenizer, tokens, tokens, aim, start), size
 
 
 def noise_store(count: int, size: tuple[int, int], margin: float, classes: list[str]) -> Store:
