@@ -180,7 +180,7 @@ class Affine(nn.Module):
 def test_a_network_learns_the_closed_form(velocity, rule):
     """One step then draws the data's mean and covariance, and many steps the same pictures."""
     torch.manual_seed(0)
-    net, steps = Affine(), 500
+    net, steps = Affine(), 800
     adam = torch.optim.Adam(net.parameters(), 5e-3)
     rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
     how = {"objective": FewStepConfig(velocity, rule)}
@@ -210,7 +210,7 @@ def test_a_network_learns_the_closed_form(velocity, rule):
             of_class = drawn[y == label, 0]
             torch.testing.assert_close(of_class.mean(0), MEANS[label], atol=0.15, rtol=0)
             covariance = torch.cov(of_class.T)
-            torch.testing.assert_close(covariance, torch.diag(STD**2), atol=0.1, rtol=0.15)
+            torch.testing.assert_close(covariance, torch.diag(STD**2), atol=0.1, rtol=0.2)
 
 
 class Float:
