@@ -29,6 +29,10 @@ GROUPS = {
 
     softvq evaluate reconstruction --data photos --features eye
     """,
+    "rollout": """See and change the stage of a roll-out: shadow, canary, full.
+
+    softvq rollout status --plan rollout.yaml
+    """,
 }
 COMMANDS = {
     "demo": Command(options.Demo, "softvq.commands:demo"),
@@ -60,6 +64,13 @@ COMMANDS = {
     "explain": Command(options.Explain, "softvq.commands:explain"),
     "import": Command(options.Import, "softvq.commands:import_model"),
     "export": Command(options.Export, "softvq.commands:export_model"),
+    "verify": Command(options.Verify, "softvq.commands:verify"),
+    "serve": Command(options.Serve, "softvq.commands:serve"),
+    "rollout status": Command(options.RolloutStatus, "softvq.commands:rollout_status"),
+    "rollout promote": Command(options.RolloutPromote, "softvq.commands:rollout_promote"),
+    "rollout hold": Command(options.RolloutHold, "softvq.commands:rollout_hold"),
+    "rollout back": Command(options.RolloutBack, "softvq.commands:rollout_back"),
+    "monitor": Command(options.Monitor, "softvq.commands:monitor"),
     "info": Command(options.Info, "softvq.commands:info"),
     "recipes": Command(options.Recipes, "softvq.commands:recipes"),
     "classes": Command(options.Classes, "softvq.commands:classes"),

@@ -30,6 +30,7 @@ from softvq.fingerprint import digest
 from softvq.io import check_finite, write_atomically
 from softvq.layers import evaluating
 from softvq.outputs import claimed, refuse_overlap
+from softvq.precision import computing, pick_precision
 from softvq.quality import Budget, check_budget, encode_within
 from softvq.tokenizer.bottleneck import Tokens
 from softvq.tokenizer.model import Tokenizer
@@ -204,6 +205,12 @@ def check_size(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
         )
 
 
+def precision_setting(precision: str, tokenizer: Tokenizer) -> dict[str, str]:
+    """What a folder's record says of it: nothing of fp32, which earlier versions computed in."""
+    chosen = pick_precision(precision, tokenizer.device)
+    return {} if chosen == "fp32" else {"precision": chosen}
+
+
 def skipped_lines(skipped: list[dict[str, str]]) -> str:
     """The content of a skipped.jsonl: path and reason of each photo that cannot be decoded."""
     return "".join(json.dumps(item) + "\n" for item in skipped)
@@ -220,6 +227,7 @@ def reconstruct_folder(
     progress: bool = True,
     found: Callable[[Store], None] = lambda photos: None,
     tokens: Budget = None,
+    precision: str = "fp32",
 ) -> int:
     """Write each photo beside its reconstruction as PNG; returns how many there are.
 
@@ -233,7 +241,9 @@ def reconstruct_folder(
         "split": split,
         "tokenizer": digest(tokenizer),
         "scale": scale,
-    } | ({} if tokens is None else {"tokens": str(tokens)})
+    }
+    settings |= {} if tokens is None else {"tokens": str(tokens)}
+    settings |= precision_setting(precision, tokenizer)
     check_budget(tokenizer, tokens)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(claimed(out, "reconstruct", settings, overwrite))
@@ -255,6 +265,7 @@ def reconstruct_folder(
             tqdm(total=len(files), desc="reconstructing", unit="img", disable=not progress)
         )
         remaining = iter(paths)
+        stack.enter_context(computing(precision, tokenizer))
         for originals, rebuilt in reconstruct(tokenizer, pictures, batch, tokens):
             for pair in zip(originals, rebuilt, strict=True):
                 sheet = images.grid(np.stack(pair), columns=2, scale=scale)

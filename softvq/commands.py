@@ -100,6 +100,7 @@ def encode(asked: options.Encode) -> Outcome:
         found=lambda photos: _say_found(photos, asked.out),
         keep=budget,
         tiling=tiling,
+        precision=asked.precision,
     )
     lengths = lengths_of(asked.out)
     each = "each" if tiling is None else "for each tile"
@@ -141,7 +142,10 @@ def decode(asked: options.Decode) -> Outcome | None:
             asked.npz,
         )
     assert asked.out is not None
-    pictures = range(decode_folder(tokenizer, asked.tokens, asked.out, asked.overwrite))
+    count = decode_folder(
+        tokenizer, asked.tokens, asked.out, asked.overwrite, precision=asked.precision
+    )
+    pictures = range(count)
     return Outcome(f"{_n(pictures, 'picture')} in {asked.out}", _pictures(pictures, asked.out))
 
 
@@ -154,6 +158,7 @@ def reconstruct(asked: options.Reconstruct) -> Outcome:
     count = reconstruct_folder(
         tokenizer, asked.data, asked.out, scale=asked.scale, overwrite=asked.overwrite,
         found=lambda photos: _say_found(photos, asked.out), tokens=_budget(asked, tokenizer),
+        precision=asked.precision,
     )  # fmt: skip
     text = f"{_n(range(count), 'picture')} (original | reconstruction) in {asked.out}"
     return Outcome(text, _pictures(range(count), asked.out))
@@ -381,10 +386,153 @@ def import_model(asked: options.Import) -> Outcome:
 
 
 def export_model(asked: options.Export) -> Outcome:
+    if asked.format != "reference":
+        return _exported(asked)
     from softvq.models import export_model
 
     return Outcome(
         f"{export_model(asked.source, Path(asked.target), asked.format)} in {asked.target}"
+    )
+
+
+def _exported(asked: options.Export) -> Outcome:
+    from softvq.export.write import export
+
+    assert asked.format != "reference"
+    checks = export(
+        asked.source, asked.target, asked.format, asked.int8, asked.steps, asked.guidance
+    )
+    lines = [*map(str, checks), f"in {asked.target}; on the target: softvq verify DIR"]
+    return Outcome("\n".join(lines), {"out": asked.target, "checks": len(checks)})
+
+
+def verify(asked: options.Verify) -> Outcome:
+    from softvq.export.verify import Unusable, verify
+
+    try:
+        checks = verify(asked.directory)
+    except Unusable as error:
+        raise UserError(str(error)) from None
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install onnxruntime numpy") from None
+    if wrong := [check for check in checks if not check.ok]:
+        raise UserError(
+            f"{asked.directory}: {len(wrong)} of {len(checks)} checks fail: "
+            f"{'; '.join(f'{one.name}: {one.found}' for one in wrong[:3])}; export it again"
+        )
+    return Outcome("\n".join(map(str, checks)), {"checks": [asdict(check) for check in checks]})
+
+
+def serve(asked: options.Serve) -> Outcome:
+    with _needing("serve"):
+        from softvq.serve.app import Settings
+        from softvq.serve.limits import Limits
+        from softvq.serve.run import serve
+
+        settings = Settings(
+            model=asked.model,
+            plan=_plan(asked.plan),
+            store=asked.store,
+            precision=asked.precision,
+            batch=asked.batch,
+            wait=asked.wait / 1000,
+            limits=Limits(
+                bytes=asked.most_bytes, pixels=asked.most_pixels, rate=asked.rate or 0.0,
+                queue=asked.queue,
+            ),
+            keys=asked.keys,
+            retention=asked.retention,
+        )  # fmt: skip
+        serve(settings, asked.host, asked.port)
+    return Outcome("")
+
+
+def rollout_status(asked: options.RolloutStatus) -> Outcome:
+    with _rollout(asked) as found:
+        state = found.state()
+        held = " (held)" if state.held else ""
+        lines = [
+            f"stage {state.stage}{held}, {state.comparisons} comparisons",
+            *(f"  {one}" for one in state.evidence),
+            "audit log:",
+            *(
+                f"  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(c.at))}  {c.action}: "
+                f"{c.before} -> {c.stage}, by {c.who}: {c.why}"
+                for c in found.store.changes()
+            ),
+        ]
+    return Outcome("\n".join(lines), asdict(state))
+
+
+def rollout_promote(asked: options.RolloutPromote) -> Outcome:
+    return _changed(asked, "promote")
+
+
+def rollout_hold(asked: options.RolloutHold) -> Outcome:
+    return _changed(asked, "hold")
+
+
+def rollout_back(asked: options.RolloutBack) -> Outcome:
+    return _changed(asked, "back")
+
+
+def _changed(asked: options.Change, action: str) -> Outcome:
+    import getpass
+
+    with _rollout(asked) as found:
+        state = getattr(found, action)(asked.who or getpass.getuser(), asked.why)
+    return Outcome(f"stage {state.stage}{' (held)' if state.held else ''}", asdict(state))
+
+
+@contextlib.contextmanager
+def _rollout(asked: options.OfRollout) -> Iterator[Any]:
+    with _needing("serve"):
+        from softvq.serve.rollout import Rollout
+        from softvq.serve.store import Store
+
+        store = Store(asked.store)
+        try:
+            yield Rollout(store, _plan(asked.plan))
+        finally:
+            store.close()
+
+
+def _plan(path: str | None) -> Any:
+    from softvq.serve.plan import Plan, read_plan
+
+    return Plan() if path is None else read_plan(path)
+
+
+@contextlib.contextmanager
+def _needing(extra: str) -> Iterator[None]:
+    """What is not installed is named, with the extra that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'softvq[{extra}]'") from None
+
+
+def monitor(asked: options.Monitor) -> Outcome:
+    from softvq.serve.monitor import PAGE, monitor
+
+    if asked.dry_run:
+        from softvq.data import find_photos
+
+        return _planned(find_photos(asked.data, "all").summary(), 1)
+    found = monitor(
+        asked.reference, asked.data, asked.out, asked.model, asked.judge, asked.tokens,
+        asked.window, asked.stride, asked.false_alarms, asked.lang, asked.precision,
+        asked.overwrite,
+    )  # fmt: skip
+    facts = {"windows": len(found.windows), "alarms": len(found.alarms), "out": asked.out}
+    report = f"see {Path(asked.out) / PAGE}"
+    if not found.alarms:
+        return Outcome(f"no change in {len(found.windows)} windows; {report}", facts)
+    first = found.alarms[0]
+    return Outcome(
+        f"{len(found.alarms)} of {len(found.windows)} windows have changed, first from "
+        f"{first.first} to {first.last}: {'; '.join(first.said[asked.lang])}; {report}",
+        facts | {"first": first.last, "said": first.said[asked.lang]},
     )
 
 

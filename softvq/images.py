@@ -6,6 +6,7 @@ The only module that knows pixel ranges: files hold 0..255, models see float32 i
 import contextlib
 import ctypes
 import errno
+import io
 import logging
 import os
 import re
@@ -69,7 +70,18 @@ def load(path: str | Path, min_side: int = 8, max_pixels: int = 100_000_000) -> 
     image, smaller than ``min_side`` on a side, or larger than ``max_pixels`` (or than Pillow's own
     limit, 179 MP).
     """
-    with _decoded(Path(path), min_side, max_pixels) as image:
+    return _upright_rgb(_decoded(Path(path), min_side, max_pixels))
+
+
+def decode(
+    data: bytes, name: str = "photo", min_side: int = 8, max_pixels: int = 100_000_000
+) -> Image.Image:
+    """:func:`load` of a file's bytes; ``name`` is what a BadImage calls it."""
+    return _upright_rgb(_decoded(Path(name), min_side, max_pixels, data))
+
+
+def _upright_rgb(opened: contextlib.AbstractContextManager[Image.Image]) -> Image.Image:
+    with opened as image:
         if _is_rgb(image):
             return image
         levels = _levels(image)
@@ -93,17 +105,19 @@ def load_mask(path: str | Path, max_pixels: int = 100_000_000) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _decoded(path: Path, min_side: int, max_pixels: int) -> Iterator[Image.Image]:
-    """The photo in ``path`` with all its pixels, as it is stored. Raises BadImage as ``load``."""
+def _decoded(
+    path: Path, min_side: int, max_pixels: int, data: bytes | None = None
+) -> Iterator[Image.Image]:
+    """The photo in ``path``, or in ``data``, with all its pixels, as it is stored. BadImage."""
     try:
         # is_file is also false for a named pipe, which would block for ever when opened.
-        if not path.is_file():
+        if data is None and not path.is_file():
             raise BadImage(path, "not a file" if path.exists() else "no such file")
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if data is None else len(data)) == 0:
             raise BadImage(path, "empty file")
         with (
             _quiet(),
-            open(path, "rb") as file,
+            open(path, "rb") if data is None else io.BytesIO(data) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
             width, height = image.size
@@ -113,7 +127,9 @@ def _decoded(path: Path, min_side: int, max_pixels: int) -> Iterator[Image.Image
                 raise BadImage(path, f"too small: {width}x{height} pixels, minimum {min_side}")
             with _ROOM.taken(width * height):
                 image.load()
-                if image.format == "PNG" and not _png_ends(path.read_bytes()):
+                if image.format == "PNG" and not _png_ends(
+                    path.read_bytes() if data is None else data
+                ):
                     raise BadImage(path, "truncated: no end mark")
                 yield image
     except BadImage:

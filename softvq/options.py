@@ -217,6 +217,15 @@ class OfBudget(OfTokenizer):
 
 
 @dataclass(kw_only=True)
+class OfPrecision:
+    """Of a command whose networks may compute in bfloat16."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """How the networks compute: bf16 is faster where the hardware has it, and tokens differ by
+    about 1%; auto is bf16 there, and fp32 elsewhere."""
+
+
+@dataclass(kw_only=True)
 class OfPhotos:
     """Of a command that reads photos."""
 
@@ -377,7 +386,7 @@ class TrainProbe(Training):
 
 
 @dataclass(kw_only=True)
-class Encode(OfBudget, OfPhotos, Long):
+class Encode(OfPrecision, OfBudget, OfPhotos, Long):
     """Write the tokens of photos, with names and labels, to safetensors files.
 
     softvq encode --data photos --out tokens
@@ -405,7 +414,7 @@ class Encode(OfBudget, OfPhotos, Long):
 
 
 @dataclass(kw_only=True)
-class Decode(ToPictures, OfTokenizer, Long):
+class Decode(OfPrecision, ToPictures, OfTokenizer, Long):
     """Turn a folder of tokens back into pictures.
 
     softvq decode tokens --out pictures
@@ -416,7 +425,7 @@ class Decode(ToPictures, OfTokenizer, Long):
 
 
 @dataclass(kw_only=True)
-class Reconstruct(OfBudget, Long):
+class Reconstruct(OfPrecision, OfBudget, Long):
     """Write photos beside their reconstructions.
 
     softvq reconstruct --data photo.jpg --out pictures
@@ -691,8 +700,166 @@ class Export:
     """Directory of the model."""
     target: Annotated[str, Value("DST", text)] = field(kw_only=False)
     """Folder for what is written."""
-    format: Literal["reference"] = "reference"
-    """Whose layout: that of the reference implementation."""
+    format: Literal["reference", "onnx", "torch"] = "reference"
+    """Whose layout: that of the reference implementation; ONNX, for onnxruntime and others; or
+    programs of torch.export. The last two prove themselves with `softvq verify`."""
+    int8: bool = False
+    """With onnx: weights of matrix products as 8-bit integers."""
+    steps: Count = 4
+    """With onnx and torch: sampling steps of the generator, where the model has one."""
+    guidance: Number = 1.5
+    """With onnx and torch: its guidance scale; 1 is none."""
+
+    def __post_init__(self) -> None:
+        if self.int8 and self.format != "onnx":
+            raise UserError("--int8 goes with --format onnx")
+
+
+@dataclass(kw_only=True)
+class Verify:
+    """Check that an exported model computes on this machine what softvq computed.
+
+    It needs onnxruntime and numpy; so does the verify.py that lies in the export.
+
+    softvq verify exported
+    """
+
+    directory: Folder = field(kw_only=False)
+    """Folder that `softvq export` wrote."""
+    json: bool = False
+    """Print it as one line of JSON."""
+
+
+@dataclass(kw_only=True)
+class Serve(OfPrecision):
+    """Serve photos to tokens and back over HTTP, with a page at / and a staged roll-out.
+
+    Stopped with Ctrl-C or SIGTERM it finishes what it accepted.
+
+    softvq serve --model shipped
+    softvq serve --model exported --plan rollout.yaml --store sqlite:///softvq.db --keys keys.txt
+    """
+
+    model: Folder = "shipped"
+    """Directory of a tokenizer, of a pipeline or of an ONNX export, or 'shipped'."""
+    plan: File | None = None
+    """YAML file of the roll-out; without one the server stays in shadow."""
+    store: Annotated[str, Value("URL", text)] = "sqlite:///softvq.db"
+    """Database for what the server saw, figures only: sqlite:///FILE, or another of SQLAlchemy."""
+    host: Name = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all."""
+    port: Count = 8765
+    """Port to listen at."""
+    keys: File | None = None
+    """File of API keys, a name and a key in each line; without one everybody may ask."""
+    batch: Count = 16
+    """Requests computed together, at most."""
+    wait: Annotated[float, Value("MS", positive)] = 3.0
+    """Milliseconds that a request waits for others."""
+    queue: Count = 256
+    """Requests that may wait; more are answered 429."""
+    rate: Positive | None = None
+    """Requests a second of one key, or of one address without keys; more are answered 429."""
+    most_bytes: Count = 20_000_000
+    """Bytes of a request; more are answered 413."""
+    most_pixels: Count = 50_000_000
+    """Pixels of a photo; more are answered 413."""
+    retention: Positive = 90.0
+    """Days that figures are kept; the audit log is kept for ever."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the networks run; auto is the accelerator if there is one."""
+
+
+@dataclass(kw_only=True)
+class OfRollout:
+    """Of a command about a roll-out."""
+
+    store: Annotated[str, Value("URL", text)] = "sqlite:///softvq.db"
+    """The server's database."""
+    plan: File | None = None
+    """The server's YAML file of the roll-out."""
+    json: bool = False
+    """Print it as one line of JSON."""
+
+
+@dataclass(kw_only=True)
+class Change(OfRollout):
+    """Of a command that changes the stage."""
+
+    why: Name = "asked for"
+    """The reason, for the audit log."""
+    who: Name | None = None
+    """Who asks, for the audit log; by default the user of this session."""
+
+
+@dataclass(kw_only=True)
+class RolloutStatus(OfRollout):
+    """Say which stage a roll-out is in, what live photos say of its criteria, and its audit log.
+
+    softvq rollout status --plan rollout.yaml
+    """
+
+
+@dataclass(kw_only=True)
+class RolloutPromote(Change):
+    """Go to the next stage: shadow, canary, full; only where the criteria hold on live photos.
+
+    softvq rollout promote --plan rollout.yaml --why "two quiet weeks"
+    """
+
+
+@dataclass(kw_only=True)
+class RolloutHold(Change):
+    """Stay in this stage until somebody promotes; a breach still falls back.
+
+    softvq rollout hold --plan rollout.yaml --why "a new camera comes on Monday"
+    """
+
+
+@dataclass(kw_only=True)
+class RolloutBack(Change):
+    """Go back to the stage before, and stay there.
+
+    softvq rollout back --plan rollout.yaml --why "the line was rebuilt"
+    """
+
+
+@dataclass(kw_only=True)
+class Monitor(OfPrecision, Long):
+    """Tell whether photos have changed since a reference, window by window, at a known rate.
+
+    The photos are taken in the order of their names: a subfolder for each day is the usual form.
+
+    softvq monitor --reference study --data photos-by-date --out drift
+    """
+
+    reference: Folder
+    """Folder of photos that nothing is wrong with, or of a study, or of an earlier run of this
+    command."""
+    data: Folder
+    """Folder of photos to look at."""
+    out: Folder
+    """Folder for drift.json and drift.html."""
+    model: Folder = "shipped"
+    """Directory of a tokenizer or of an ONNX export, or 'shipped'."""
+    judge: Folder | None = None
+    """Directory of a probe, or 'shipped', whose scores are watched too."""
+    tokens: Count | None = None
+    """Tokens of each photo that are looked at, of a nested tokenizer; by default all."""
+    window: Count = 100
+    """Photos that are judged together; the reference needs five times as many."""
+    stride: Count = 20
+    """Photos between windows."""
+    false_alarms: Count = 1000
+    """One false alarm in so many windows."""
+    lang: Literal["en", "ja"] = "en"
+    """Language of drift.html."""
+    overwrite: bool = False
+    """Replace what this command wrote there before with other settings."""
+
+    def __post_init__(self) -> None:
+        if self.window < 20 or not 10 <= self.false_alarms <= 5000:
+            raise UserError("--window is at least 20, and --false-alarms 10 to 5000")
 
 
 @dataclass(kw_only=True)

@@ -194,7 +194,9 @@ def _function(command: Command) -> Callable[..., tuple[Command, Any]]:
         if default is MISSING or kind is Kind.VAR_POSITIONAL:
             default = Kind.empty
         # cyclopts checks defaults too, once something else has imported pydantic.
-        told = plain(hint) | None if default is None else plain(hint)
+        # What a Value has read is not read again.
+        kept: Any = Any if value else plain(hint)
+        told = kept | None if default is None else kept
         annotation: Any = Annotated[told, Parameter(**extra)]
         parameters.append(Kind(field.name, kind, default=default, annotation=annotation))
     signature = inspect.Signature(parameters)

@@ -4,8 +4,7 @@ import copy
 import json
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +22,7 @@ from softvq.generator.sampler import NoiseStreams
 from softvq.io import check_finite, write_atomically
 from softvq.layers import in_blocks
 from softvq.models import INDEX, open_parts
+from softvq.precision import PRECISIONS
 from softvq.tokenizer.model import Tokenizer
 
 
@@ -238,29 +238,3 @@ class Pipeline:
 
 
 BLOCK = 256  # tokens at least that a network on a CPU sees at a time: fewer take longer each
-
-
-@contextmanager
-def exact(*modules: nn.Module) -> Iterator[None]:
-    """On a CPU, hold the weights in float64, and put them back as they were, bit for bit."""
-    with ExitStack() as stack:
-        for module in modules:
-            parameter = next(module.parameters())
-            stack.callback(module.to, parameter.dtype)
-            module.to(torch.float64 if parameter.device.type == "cpu" else parameter.dtype)
-        yield
-
-
-@contextmanager
-def bfloat16(*modules: nn.Module) -> Iterator[None]:
-    """Matrix products in bfloat16, and the rest in float32."""
-    with torch.autocast(next(modules[0].parameters()).device.type, torch.bfloat16):
-        yield
-
-
-# How the networks compute while they draw.
-PRECISIONS: dict[str, Callable[..., AbstractContextManager[None]]] = {
-    "exact": exact,
-    "fp32": lambda *modules: nullcontext(),
-    "bf16": bfloat16,
-}

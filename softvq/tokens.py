@@ -39,6 +39,7 @@ from softvq.coding import (
     check_size,
     decode,
     encode,
+    precision_setting,
     size_of,
     skipped_lines,
 )
@@ -47,6 +48,7 @@ from softvq.errors import UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.io import load_tensors, locked, save_tensors, sweep, write_atomically
 from softvq.outputs import LOCK, check_folder, claimed, refuse_overlap
+from softvq.precision import computing, pick_precision
 from softvq.quality import Budget, Predicted, Target, check_budget, lengths_tried
 from softvq.tiles import TiledTokens, Tiling, decode_tiles, encode_tiles, levels_of
 from softvq.tokenizer.bottleneck import Tokens
@@ -71,6 +73,7 @@ class TokenIndex:
     count       entries: pictures times views.  shards: file name -> entries in it
     skipped     photos that could not be decoded: {"path": .., "reason": ..}
     drawn_with  what the generator drew them with, if one did
+    precision   of the networks that computed them: fp32 | bf16
     """
 
     tokenizer: str
@@ -90,6 +93,7 @@ class TokenIndex:
     target: str | None = None
     overlap: int | None = None
     drawn_with: dict[str, Any] | None = None
+    precision: str = "fp32"
 
     @classmethod
     def read(cls, directory: Path) -> "TokenIndex":
@@ -187,11 +191,13 @@ def write_tokens(
     batch: int = BATCH,
     keep: Budget = None,
     tiling: Tiling | None = None,
+    precision: str = "fp32",
 ) -> int:
     """Encode every photo ``views`` times into ``directory``; the tokenizer stays where it is.
 
     ``keep``: how many tokens of each, of a nested tokenizer; see :mod:`softvq.coding`. With a
     ``tiling`` the photos are read again and encoded at their own size by tiles, once each.
+    ``precision``: see :mod:`softvq.precision`.
 
     All photos come once as they are, then all once more for each further view: mirrored, then as
     random crops, mirrored at random. Without ``flip`` nothing is mirrored, and every view but the
@@ -229,6 +235,7 @@ def write_tokens(
         count=len(pictures),
         shards=_shards(len(pictures), shard_size),
         skipped=photos.skipped,
+        precision=pick_precision(precision, tokenizer.device),
     )
     index = claim_index(directory, index, photos, shard_size)
     todo = _missing(directory, index, photos)
@@ -237,7 +244,7 @@ def write_tokens(
     with tqdm(
         total=index.count, initial=index.count - left, desc="encoding", unit="img",
         disable=not (progress and todo),
-    ) as bar:  # fmt: skip
+    ) as bar, computing(precision, tokenizer):  # fmt: skip
         for name, entries in todo.items():
             rows = [entry % len(photos) for entry in entries]
             if tiling is None:
@@ -650,6 +657,7 @@ def encode_folder(
     found: Callable[[Store], None] = lambda photos: None,
     keep: Budget = None,
     tiling: Tiling | None = None,
+    precision: str = "fp32",
 ) -> tuple[TokenIndex, int]:
     """Encode photos into a folder of tokens; returns what it holds, and how many photos are new.
 
@@ -669,8 +677,9 @@ def encode_folder(
             with temporary_store(data, split, size_of(tokenizer), out) as photos:
                 found(photos)
                 encoded = write_tokens(
-                    out, tokenizer, photos, progress=progress, batch=batch, keep=keep, tiling=tiling
-                )
+                    out, tokenizer, photos, progress=progress, batch=batch, keep=keep,
+                    tiling=tiling, precision=precision,
+                )  # fmt: skip
                 if photos.skipped:
                     write_atomically(out / SKIPPED, skipped_lines(photos.skipped))
     finally:
@@ -686,6 +695,7 @@ def decode_folder(
     overwrite: bool = False,
     batch: int = BATCH,
     progress: bool = True,
+    precision: str = "fp32",
 ) -> int:
     """Decode a folder of tokens into PNG files named as the photos; returns how many there are.
 
@@ -703,10 +713,12 @@ def decode_folder(
         names = [_read_shard(path, index, latents=False).names[0] for path in shards]
         pictures = _decoded_tiles(tokenizer, directory)
     settings = {"tokens": str(Path(directory).resolve()), "tokenizer": digest(tokenizer)}
+    settings |= precision_setting(precision, tokenizer)
     files = [path.as_posix() for path in images.png_paths(names, "")]
     with (
         claimed(out, "decode", settings, overwrite) as output,
         tqdm(total=len(files), desc="decoding", unit="img", disable=not progress) as bar,
+        computing(precision, tokenizer),
     ):
         for path, picture in zip(output.expect(files), pictures, strict=True):
             images.save_png(Image.fromarray(picture), path)

@@ -189,6 +189,19 @@ class Sampler(ABC):
             )
         check_process(network, process)
         _check_times(times, process)
+        return self.loop(network, x, times, y, process, noise, callback)
+
+    def loop(
+        self,
+        network: Network,
+        x: Tensor,
+        times: Tensor,
+        y: Tensor | None,
+        process: Process = LINEAR,
+        noise: Noise | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """What :meth:`__call__` does, unchecked: an exported graph cannot look at its times."""
 
         def predict(state: Tensor, t: Tensor) -> Tensor:
             return network(state.to(x.dtype), process.clock(t).expand(state.shape[0]), y).double()
@@ -293,8 +306,8 @@ class DPMSolver(Sampler):
             times = torch.stack([step.before.t, step.t, step.s])
             past, now, then = torch.log(process.alpha(times) / process.sigma(times))
             ratio = (then - now) / (now - past)
-            if ratio.isfinite():
-                data = x0 + ratio / 2 * (x0 - step.before.expected[0])
+            ratio = torch.where(ratio.isfinite(), ratio, 0.0)  # no branch: graphs have none
+            data = x0 + ratio / 2 * (x0 - step.before.expected[0])
         kept = process.sigma(step.s) / process.sigma(step.t)
         return kept * step.x + (process.alpha(step.s) - kept * process.alpha(step.t)) * data
 

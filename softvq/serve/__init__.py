@@ -1,0 +1,1 @@
+"""In production: a server, a staged roll-out, and an alarm that says when photos have changed."""
