@@ -20,7 +20,7 @@ class SoftVQPipeline(DiffusionPipeline):
     """A ``DiffusionPipeline`` round a ``softvq.Pipeline``; images are the same, seed for seed.
 
     >>> pipeline = as_diffusers(Pipeline.from_pretrained("shipped")).to("cuda")
-    >>> pipeline(["church", 3], generator=torch.Generator().manual_seed(0)).images
+    >>> pipeline(["grocery_tomato", 3], generator=torch.Generator().manual_seed(0)).images
 
     It is saved as a ``softvq.Pipeline`` is, and ``from_pretrained`` opens what either saved.
     """

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from softvq import __version__, images
-from softvq.coding import BATCH, reconstruct_all
+from softvq.coding import BATCH, decode_all, encode_all, reconstruct_all
 from softvq.data import BUILTIN, Store, open_store
 from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
 from softvq.models import model_folder
 from softvq.outputs import Output, claimed
 from softvq.pipeline import Pipeline
+from softvq.quality import lengths_tried
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
 from softvq.tokenizer import Tokenizer
@@ -28,9 +29,10 @@ from softvq.train.folder import metrics
 from softvq.train.tokenizer import TRIAL, train_tokenizer, training_speed
 
 REPORT = "report.html"
-SAMPLES = 6  # pictures per class
+SAMPLES = 3  # pictures per class
 STEPS = 20
 GUIDANCE = 2.0
+STRIPS = 2  # pictures shown from more and more tokens
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
 SHOWN = 128  # pixels that the report gives to a picture's side, about
 GENTLE = 0.15  # learning rates of fine-tuning, as a share of the recipe's
@@ -70,7 +72,7 @@ def _run(held: Output, minutes: float, model: str) -> bool:
     samples = pipeline(labels, steps=STEPS, guidance=GUIDANCE, seed=0)
 
     folder = out / "fine-tune"
-    recipe = fine_tuning_recipe(folder, model_folder(model) / "tokenizer", minutes)
+    recipe = fine_tuning_recipe(folder, model_folder(model), minutes)
     print(f"fine-tuning the tokenizer on {recipe.train.images:,} crops of the built-in photos")
     if not train_tokenizer(recipe, folder):
         return False
@@ -88,6 +90,7 @@ def _run(held: Output, minutes: float, model: str) -> bool:
         facts=facts(pipeline, before, after),
         sections=[
             reconstruction_section(held_out, originals, before, after),
+            *nested_section(pipeline.tokenizer, held_out, originals, before),
             sample_section(pipeline, samples),
             training_section(folder, before, after),
             compression_section(pipeline),
@@ -113,11 +116,16 @@ def measure(tokenizer: Tokenizer, photos: Store) -> tuple[np.ndarray, Quality]:
 # ---- fine-tuning ----
 
 
-def fine_tuning_recipe(folder: Path, start: Path, minutes: float) -> TokenizerRecipe:
-    """The recipe of the run in ``folder``, or a new one that takes about ``minutes`` here."""
+def fine_tuning_recipe(folder: Path, model: Path, minutes: float) -> TokenizerRecipe:
+    """The recipe of the run in ``folder``, or a new one that takes about ``minutes`` here.
+
+    The new one is that of the ``model``'s own tokenizer, where it has kept one.
+    """
     if (folder / "recipe.yaml").is_file():
         return load_recipe(TokenizerRecipe, str(folder / "recipe.yaml"), [])
-    base = load_recipe(TokenizerRecipe, "small", [])
+    start = model / "tokenizer"
+    kept = start / "recipe.yaml"
+    base = load_recipe(TokenizerRecipe, str(kept) if kept.is_file() else "nested", [])
     schedule = replace(base.train, lr=GENTLE * base.train.lr, muon_lr=GENTLE * base.train.muon_lr)
     recipe = replace(
         base,
@@ -224,6 +232,40 @@ def reconstruction_section(
     )
 
 
+def nested_section(
+    tokenizer: Tokenizer, photos: Store, originals: np.ndarray, before: Quality
+) -> list[Section]:
+    """Pictures from the first 1, 2, 4, .. tokens, if the tokenizer is nested."""
+    if not tokenizer.config.nested:
+        return []
+    counts = lengths_tried(tokenizer.config.tokens)
+    figures = []
+    for label, name in enumerate(photos.classes[:STRIPS]):
+        members = np.flatnonzero(photos.labels == label)
+        i = members[np.argsort(before.psnr[members])[len(members) // 2]]
+        latents = encode_all(tokenizer, [originals[i]])
+        row = [decode_all(tokenizer, latents[:, :k])[0] for k in counts]
+        quality = [psnr_per_image(originals[i : i + 1], picture[None])[0] for picture in row]
+        figures.append(
+            Figure(
+                embed(images.grid(np.stack([*row, originals[i]]), columns=4)),
+                f"{name}: {', '.join(f'{k}' for k in counts)} tokens, and the original. "
+                f"{' / '.join(f'{q:.1f}' for q in quality)} dB.",
+                f"{name} from more and more tokens",
+            )
+        )
+    return [
+        Section(
+            "As many tokens as a picture needs",
+            [
+                "The first tokens are a complete picture by themselves, later ones add what is "
+                "finer: one encoding serves every number of tokens. Held-out crops as above."
+            ],
+            figures=figures,
+        )
+    ]
+
+
 def sample_section(pipeline: Pipeline, samples: list[Image.Image]) -> Section:
     scale = max(1, SHOWN // samples[0].height)
     tiles = [
@@ -288,7 +330,7 @@ def training_section(folder: Path, before: Quality, after: Quality) -> Section:
                     "crops seen",
                     "training loss",
                 ),
-                "Training loss: squared error, structural dissimilarity, the bottleneck's terms.",
+                "Training loss: the sum of the recipe's terms.",
                 "Line chart of the training loss over crops seen",
             ),
             Figure(
@@ -376,16 +418,14 @@ def limits_section() -> Section:
     return Section(
         "What to keep in mind",
         notes=[
-            "The shipped model learned from a few thousand ImageNet photos of ten classes, whose "
-            "licence allows research only; so the weights are for research, too. The code is "
-            "under Apache-2.0.",
-            "It is a small model, trained on small pictures for hours and not for weeks. Fine "
-            "texture, text and small faces are lost; pictures unlike its training photos are "
-            "reconstructed worse.",
+            "The shipped model learned from six thousand photos that companies may use, too; "
+            "whom they are owed to is in the package's NOTICE.",
+            "It is a small model, trained for an hour, not for weeks. Fine texture, text and small "
+            "faces are lost; pictures unlike its training photos are reconstructed worse.",
             "The held-out crops overlap each other, and come from the same photos as the training "
             "crops, though from another part of them. For your own photos measure on your own "
             "photos: softvq evaluate reconstruction --data FOLDER.",
-            "Generated pictures show what the generator has learned of ten classes; they are far "
+            "Generated pictures show what the generator has learned of a few classes; they are far "
             "from the published models, which are hundreds of times larger.",
         ],
     )

@@ -349,7 +349,7 @@ class TrainTokenizer(Training):
     softvq train tokenizer --init shipped --data photos --out runs/tuned train.images=20000
     """
 
-    recipe: File = "small"
+    recipe: File = "nested"
     """Name of a shipped recipe (see `softvq recipes`), or a YAML file."""
     init: Folder | None = None
     """Directory of a tokenizer to start from, or 'shipped'."""
@@ -365,7 +365,7 @@ class TrainGenerator(Training):
     softvq train generator --recipe few-step --init runs/generator --data photos --out runs/few
     """
 
-    recipe: File = "small-generator"
+    recipe: File = "nested-generator"
     """Name of a shipped recipe (see `softvq recipes`), or a YAML file."""
     tokenizer: Folder | None = None
     """Directory of a trained tokenizer, or 'shipped'; by default --init's, or the recipe's."""
@@ -445,7 +445,7 @@ class Reconstruct(OfPrecision, OfBudget, Long):
 class Generate(ToPictures, OfSampling, OfModel, Long):
     """Draw new pictures.
 
-    softvq generate --labels church,parachute --guidance 2 --seed 7 --out pictures
+    softvq generate --labels grocery_tomato,caltech_sunflower --guidance 2 --seed 7 --out pictures
     """
 
     labels: Words = ("balanced",)

@@ -30,7 +30,7 @@ class Pipeline:
     """Draws images. ``classes`` names the labels; without classes it is unconditional.
 
     >>> pipeline = Pipeline.from_pretrained("shipped")
-    >>> pipeline(["church", 3], guidance=1.5, seed=0)                # two PIL images
+    >>> pipeline(["grocery_tomato", 3], guidance=1.5, seed=0)                # two PIL images
 
     ``generator`` is a network of any of the families in ``softvq.generator.families``.
 

@@ -400,6 +400,6 @@ def recipe_help(name: str) -> str:
     return "\n\n".join(table(section or title, some) for section, some in rows.items())
 
 
-tokenizer_keys = partial(recipe_help, "small")
-generator_keys = partial(recipe_help, "small-generator")
+tokenizer_keys = partial(recipe_help, "nested")
+generator_keys = partial(recipe_help, "nested-generator")
 probe_keys = partial(recipe_help, "probe")

@@ -711,7 +711,7 @@ def decode_folder(
     else:
         shards = [Path(directory, name) for name in index.shards]
         names = [_read_shard(path, index, latents=False).names[0] for path in shards]
-        pictures = _decoded_tiles(tokenizer, directory)
+        pictures = _decoded_tiles(tokenizer, directory, index.tokenizer)
     settings = {"tokens": str(Path(directory).resolve()), "tokenizer": digest(tokenizer)}
     settings |= precision_setting(precision, tokenizer)
     files = [path.as_posix() for path in images.png_paths(names, "")]
@@ -733,7 +733,10 @@ def _decoded(
         yield from pictures
 
 
-def _decoded_tiles(tokenizer: Tokenizer, directory: str | Path) -> Iterator[np.ndarray]:
-    for _, tiled in read_tiles(directory, fingerprint(tokenizer)):
+def _decoded_tiles(
+    tokenizer: Tokenizer, directory: str | Path, made_by: str
+) -> Iterator[np.ndarray]:
+    # Where this runs, the weights may be in half precision, which has another fingerprint.
+    for _, tiled in read_tiles(directory, made_by):
         latents = tokenizer.denormalize(tiled.latents.to(tokenizer.device))
         yield levels_of(decode_tiles(tokenizer, dataclasses.replace(tiled, latents=latents)))

@@ -312,7 +312,7 @@ ROWS = [
     (f"{TRAIN} train=3", "train=3: is a section; give one of its keys a value"),
     (f"{TRAIN} train.lr={{{{", "train.lr"),
     (f"{TRAIN} init={{at}}/empty", "empty"),
-    (f"{GENERATOR} family=gan", "is none of sit, dit, mar"),
+    (f"{GENERATOR} family=gan", "is none of sit, dit, flowmap, mar"),
     (f"{GENERATOR} family=${{{{nope}}}}", "nope"),
     (f"{GENERATOR} views=0", "views"),
     (f"{GENERATOR} time=log", "is none of"),

@@ -107,8 +107,10 @@ def test_choices_are_refused_at_once(capsys):
     assert_one_line_error(run(capsys, "generate", "--sampler", "eule", "--out", "x"), "--sampler")
     for command in ("generate", "evaluate generation"):
         assert ",".join(get_args(options.Sampler)) in run(capsys, *command.split(), "--help")[1]
-    study = ["study", "--data", "x", "--out", "x", "--bottlenecks"]
-    assert_one_line_error(run(capsys, *study, "softvq,vqq"), "'vqq' is none of softvq, kl, vq, ae")
+    study = ["study", "--data", "x", "--out", "x", "--train"]
+    assert_one_line_error(
+        run(capsys, *study, "softvq,vqq"), "'vqq' is none of softvq, decoder, kl, vq, ae"
+    )
     assert_one_line_error(
         run(capsys, "study", "--data", "x", "--out", "x", "--hold", "a"), "--hold"
     )

@@ -216,7 +216,7 @@ def test_every_way_to_name_a_system(tmp_path):
     paired = open_system("small", "small-generator")
     assert (paired.tokenizer.tokens, paired.generator.width) == (16, 256)
     assert open_system("small-generator").tokenizer == open_system("shipped").tokenizer
-    assert open_system("shipped").generator.num_classes == 10
+    assert open_system("shipped").generator.num_classes == 24
     Tokenizer(vit((32, 1, 2), height=32, width=32, tokens=8, channels=4)).save_pretrained(tmp_path)
     assert open_system(str(tmp_path)).tokenizer.tokens == 8
     with pytest.raises(UserError, match="no such recipe.*softvq-l-64"):
@@ -225,7 +225,7 @@ def test_every_way_to_name_a_system(tmp_path):
         open_system("probe")
     with pytest.raises(UserError, match="a generator; give its tokenizer"):
         open_system(str(model_folder("shipped") / "generator"))
-    with pytest.raises(UserError, match="draws 16 x 32"):
+    with pytest.raises(UserError, match="draws 64 x 32"):
         open_system("tiny", "shipped")
     with pytest.raises(UserError, match="--generator takes"):
         open_system("small", "tiny")

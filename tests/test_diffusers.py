@@ -201,7 +201,7 @@ def test_commands(kl, dc, folder, tmp_path, capsys):
 
 
 def test_encode_and_decode(dc, folder, tmp_path):
-    size = ["--tokenizer", dc, "--size", 32]
+    size = ["--tokenizer", dc, "--size", 32, "--precision", "fp32"]
     assert run("encode", *size, "--data", folder, "--out", tmp_path / "tokens") == 0
     assert run("decode", *size, tmp_path / "tokens", "--out", tmp_path / "pictures") == 0
     tokenizer = open_tokenizer(dc, (32, 32))

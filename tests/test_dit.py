@@ -12,7 +12,7 @@ from vectors import BESIDE, HERE, GoldenNet, found, named, random_net, timesteps
 
 from softvq.errors import UserError
 from softvq.generator import mar
-from softvq.generator.config import DiTConfig, SiTConfig
+from softvq.generator.config import DiTConfig, FlowMapConfig, SiTConfig
 from softvq.generator.diffusion import SCHEDULES, Diffusion
 from softvq.generator.families import GENERATORS, draw, family_of
 from softvq.generator.guidance import Guided
@@ -381,7 +381,8 @@ def test_a_picture_holds_its_tokens_and_no_more():
     torch.testing.assert_close(squares, x.square().sum((1, 2)), atol=1e-3, rtol=1e-3)
 
 
-CONFIGS = {"sit": TINY_SIT, "dit": TINY, "mar": TINY_MAR}
+TINY_MAP = FlowMapConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)
+CONFIGS = {"sit": TINY_SIT, "dit": TINY, "flowmap": TINY_MAP, "mar": TINY_MAR}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -435,5 +436,7 @@ def test_families_take_every_sampler_and_maps(name, sampler):
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "Tokenizer"}')
-    with pytest.raises(UserError, match="holds a Tokenizer, which is none of SiT, DiT, MAR"):
+    with pytest.raises(
+        UserError, match="holds a Tokenizer, which is none of SiT, DiT, FlowMap, MAR"
+    ):
         open_generator(tmp_path)

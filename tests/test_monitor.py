@@ -61,7 +61,7 @@ def test_what_cannot_be_watched_is_one_line(photos, tmp_path):
     for change, said in (
         ({"window": 100}, "80 photos, and windows of 100"),
         ({"window": 60}, "a reference of 200 photos for windows of 60"),
-        ({"tokens": 3}, "16 tokens, not 3"),
+        ({"tokens": 300}, "as 64 tokens, not 300"),
         ({"data": str(tmp_path / "none")}, "none"),
     ):
         with pytest.raises(UserError, match=said):

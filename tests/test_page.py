@@ -76,7 +76,7 @@ def test_the_page(url, model, chromium, tmp_path):
     page.set_input_files("#file", tmp_path / "photo.png")
     page.wait_for_selector("#pictures:not([hidden])")
     assert "dB" in page.text_content("#psnr")
-    assert page.text_content("#bytes") == ("1,024" if model == "shipped" else "512")
+    assert page.text_content("#bytes") == ("4,096" if model == "shipped" else "512")
     assert "judged" in page.text_content("#rebuilt-says")
     drawn = page.evaluate(
         "['original', 'rebuilt', 'difference'].map(id => {"
@@ -105,7 +105,7 @@ def test_the_page(url, model, chromium, tmp_path):
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
-    wanted = {"label", "draw-more"} if model == "shipped" else {"tokens"}
+    wanted = {"tokens", "label", "draw-more"} if model == "shipped" else {"tokens"}
     assert {"file", "language", *wanted} <= reached
     page.close()
     assert noise == []

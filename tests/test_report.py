@@ -136,7 +136,7 @@ def test_demo_reports_and_repeats(pipeline_folder, tmp_path, monkeypatch, capsys
 
     journal = (tmp_path / "fine-tune" / "metrics.jsonl").read_text(encoding="utf-8")
     seen = [line["seen"] for line in demo.metrics(tmp_path / "fine-tune", "loss")]
-    assert seen[-1] == 4 * 32  # the shortest run: as many steps as the measurement took
+    assert seen[-1] == 4 * 8  # the shortest run: as many steps as the measurement took
     with pytest.raises(UserError, match="another model"):
         demo.run_demo(tmp_path, minutes=1, model="shipped")
     path.unlink()

@@ -107,15 +107,15 @@ def test_json_and_safetensors_say_the_same(client):
 
 def test_reconstruct_says_how_near(client):
     found = client.reconstruct(photo(1))
-    assert found["tokens"] == 16 and found["bytes"] == 16 * 32 * 2
+    assert found["tokens"] == 64 and found["bytes"] == 64 * 32 * 2
     assert 10 < found["psnr"] < 50 and found["judge"]["original"]["verdict"]
     for name in ("image", "original"):
-        assert Image.open(io.BytesIO(base64.b64decode(found[name]))).size == (64, 64)
+        assert Image.open(io.BytesIO(base64.b64decode(found[name]))).size == (256, 256)
 
 
 def test_generate_is_one_picture_for_a_seed(client):
-    first = client.generate("church", 7)
-    assert first == client.generate(2, 7) != client.generate("church", 8)
+    first = client.generate("caltech_leopards", 7)
+    assert first == client.generate(2, 7) != client.generate("caltech_leopards", 8)
 
 
 def test_judge_answers_by_todays_path_in_shadow_and_compares(client):
@@ -133,7 +133,7 @@ BAD = [
     ("/v1/encode", b"", 422, "body is empty"),
     ("/v1/encode", b"no photo", 422, "not an image"),
     ("/v1/encode", photo(0)[:500], 422, "damaged|truncated"),
-    ("/v1/encode?tokens=3", photo(0), 422, "not nested"),
+    ("/v1/encode?tokens=300", photo(0), 422, "1 to 64"),
     ("/v1/encode?tokens=99999999999", photo(0), 422, "whole number"),
     ("/v1/encode?part=" + "x" * 201, photo(0), 422, "1 to 200"),
     ("/v1/encode", b"x" * 200_001, 413, "200,000 bytes"),
@@ -156,7 +156,7 @@ BAD_JSON = [
     ("/v1/decode", '{"tokens": [[1, 2], [3]]}', 422), ("/v1/decode", '{"tokens": "x"}', 422),
     ("/v1/decode", '{"tokens": [[1e999]]}', 422), ("/v1/decode", "[" * 10_000, 400),
     ("/v1/generate", '{"label": "unicorn"}', 422), ("/v1/generate", '{"label": true}', 422),
-    ("/v1/generate", '{"label": 10}', 422), ("/v1/generate", '{"seed": -1}', 422),
+    ("/v1/generate", '{"label": 24}', 422), ("/v1/generate", '{"seed": -1}', 422),
 ]  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def test_a_bomb_a_slow_client_and_idle_connections_stop_nothing(server, client):
     assert len(out.getvalue()) < 200_000
     with pytest.raises(Refusal, match="413.*bomb"):
         client.encode(out.getvalue())
-    assert client.encode(photo(0)).shape == (16, 32)
+    assert client.encode(photo(0)).shape == (64, 32)
     slow.settimeout(20)
     assert b"408" in slow.recv(4096)
     for connection in [*idle, slow]:
@@ -231,7 +231,7 @@ def test_a_stop_finishes_what_was_accepted(tmp_path):
         with running(settings) as url:
             answers = [pool.submit(Client(url, retries=0).encode, photo(i)) for i in range(8)]
             time.sleep(0.1)
-        assert all(answer.result().shape == (16, 32) for answer in answers)
+        assert all(answer.result().shape == (64, 32) for answer in answers)
 
 
 # ---- parts ----
@@ -327,7 +327,7 @@ def test_bad_files_of_keys_are_one_line(tmp_path, text, said):
 def test_what_cannot_be_served_is_one_line(tmp_path):
     for wrong, said in (
         ({"model": str(tmp_path)}, "no config.json"),
-        ({"plan": replace(PLAN, tokens=3)}, "not nested"),
+        ({"plan": replace(PLAN, tokens=300)}, "1 to 64"),
         ({"store": "nonsense"}, "--store"),
     ):
         with pytest.raises(UserError, match=said):

@@ -247,7 +247,9 @@ def test_criteria_from_a_file(tmp_path):
 
 def test_the_recommendation_follows_by_the_script_of_the_manual(tmp_path):
     """docs/choosing-tokens.md prints 20 lines that recompute the recommendation."""
-    text = Path("docs/choosing-tokens.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs" / "choosing-tokens.md").read_text(
+        encoding="utf-8"
+    )
     (script,) = re.findall(r"```python\n(# recommend.*?)```", text, flags=re.DOTALL)
     assert len(script.splitlines()) <= 20
     some = [measured("tuned-1", lost=range(5, 40, 2)), measured("tuned-4"), measured("pca-4")]

@@ -206,7 +206,7 @@ def test_a_sit_becomes_a_generator_of_few_steps(tmp_path, tokenizer_folder):
         (["init=null"], "learns from a trained SiT: give --init MODEL, or set few_step.velocity"),
         ([f"init={tmp_path / 'few-data'}"], "start from a SiT that predicts velocities"),
         ([f"data.source={others}"], "has num_classes 2, and 3 is wanted"),
-        (["tokenizer=shipped"], "has tokens 8, and 16 is wanted"),
+        (["tokenizer=shipped"], "has tokens 8, and 64 is wanted"),
         (["few_step.rule=split"], "few_step.rule|'split' is none of"),
         (["model.most_guidance=0.5"], "most_guidance must be 1 or more"),
     ):

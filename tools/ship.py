@@ -13,6 +13,7 @@ from pathlib import Path
 from softvq.io import write_atomically
 from softvq.pipeline import Pipeline
 from softvq.probe import Probe
+from softvq.quality import PREDICTOR
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe, load_recipe, recipe_yaml
 
 SHIPPED = Path(__file__).parent.parent / "softvq" / "shipped"
@@ -35,6 +36,8 @@ def main() -> None:
         if isinstance(recipe, GeneratorRecipe):
             recipe.tokenizer = "shipped"
         write_atomically(SHIPPED / part / "recipe.yaml", recipe_yaml(recipe))
+        if (run / PREDICTOR).is_file():
+            shutil.copyfile(run / PREDICTOR, SHIPPED / part / PREDICTOR)
         shutil.copyfile(run / "metrics.jsonl", SHIPPED / part / "metrics.jsonl")
     size = sum(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) / 1e6
     print(f"{size:.1f} MB of weights in {SHIPPED}")
