@@ -411,7 +411,10 @@ def _routes(server: Server) -> dict[str, Callable[[Request], Awaitable[Response]
         photo = await server.photo(asked.photo)
         fitted = await server.fitted(photo)
         latents = await server.encode(fitted)
-        server.later(server.watched(photo, fitted, latents, asked.part))
+        if server.batcher.waiting:  # drift takes a sample: no request waits for it
+            server.metrics.unseen.inc()
+        else:
+            server.later(server.watched(photo, fitted, latents, asked.part))
         return wire.tokens_response(request, latents[:count], about)
 
     async def decode(request: Request, body: bytes) -> Response:
