@@ -29,7 +29,7 @@ from softvq.train.folder import metrics
 from softvq.train.tokenizer import TRIAL, train_tokenizer, training_speed
 
 REPORT = "report.html"
-SAMPLES = 3  # pictures per class
+SAMPLES = 2  # pictures per class
 STEPS = 20
 GUIDANCE = 2.0
 STRIPS = 2  # pictures shown from more and more tokens
@@ -143,7 +143,7 @@ def fine_tuning_recipe(folder: Path, model: Path, minutes: float) -> TokenizerRe
         images=total,
         warmup=TRIAL * schedule.batch // 2,
         log_every=max(schedule.batch, total // 20),
-        evaluate_every=max(schedule.batch, total // 5),
+        evaluate_every=total,  # which at 256 px takes as long as a third of the training
         checkpoint_every=max(schedule.batch, total // 5),
     )
     return replace(recipe, train=schedule)
@@ -270,7 +270,7 @@ def sample_section(pipeline: Pipeline, samples: list[Image.Image]) -> Section:
     scale = max(1, SHOWN // samples[0].height)
     tiles = [
         Figure(
-            embed(images.grid(samples[i * SAMPLES : (i + 1) * SAMPLES], columns=3, scale=scale)),
+            embed(images.grid(samples[i * SAMPLES : (i + 1) * SAMPLES], columns=2, scale=scale)),
             name,
             f"{SAMPLES} generated pictures of the class {name}",
         )
