@@ -49,6 +49,7 @@ COMMANDS = {
     "decode": Command(options.Decode, "softvq.commands:decode"),
     "reconstruct": Command(options.Reconstruct, "softvq.commands:reconstruct"),
     "generate": Command(options.Generate, "softvq.commands:generate"),
+    "augment": Command(options.Augment, "softvq.commands:augment"),
     "evaluate reconstruction": Command(
         options.EvaluateReconstruction, "softvq.commands:evaluate_reconstruction"
     ),

@@ -194,6 +194,29 @@ def generate(asked: options.Generate) -> Outcome | None:
     return Outcome(f"{_n(drawn, 'picture')} and grid.png in {out}", _pictures(drawn, out))
 
 
+def augment(asked: options.Augment) -> Outcome:
+    from softvq.augment import augment
+
+    pipeline = _pipeline(asked)
+    pipeline.precision = asked.precision
+    labels = list(asked.labels) if asked.labels else pipeline.classes
+    sampling = _sampling(asked, pipeline.generator)
+    if asked.dry_run:
+        return _planned_drawing(pipeline, asked.per_class * len(labels), sampling)
+    found = augment(
+        pipeline.to(_device()), asked.data, asked.out, asked.per_class, labels, asked.seed,
+        asked.batch, asked.overwrite, **sampling,
+    )  # fmt: skip
+    missing = asked.per_class * len(labels) - len(found.pictures)
+    text = (
+        f"{_n(found.pictures, 'picture')} in {asked.out}/train, {found.copies} near-copies left out"
+    )
+    if missing:
+        text += f"; {missing} fewer than asked for: the generator repeats its photos"
+    facts = {"out": asked.out, "images": len(found.pictures), "copies": found.copies}
+    return Outcome(text, facts | {"missing": missing})
+
+
 def evaluate_reconstruction(asked: options.EvaluateReconstruction) -> Outcome:
     from softvq.evaluate.trained import evaluate_reconstruction
     from softvq.quality import lengths_tried
@@ -343,6 +366,7 @@ def study(asked: options.Study) -> Outcome | None:
 
 
 def explain(asked: options.Explain) -> Outcome:
+    from softvq.coding import precision_setting
     from softvq.explain import explain, open_photos, write_explanation, write_page
     from softvq.fingerprint import fingerprint
     from softvq.outputs import claimed, refuse_overlap
@@ -354,13 +378,16 @@ def explain(asked: options.Explain) -> Outcome:
     names = ("data", "photo", "images", "masks", "boxes", "metadata", "fit", "seed")
     settings = {name: getattr(asked, name) for name in names}
     settings["tokenizer"] = fingerprint(tokenizer)
+    settings |= precision_setting(asked.precision, tokenizer)
     given = (asked.masks, asked.boxes, asked.metadata, asked.photo, asked.fit)
     with (
         claimed(asked.out, "explain", settings, asked.overwrite) as out,
         open_photos(asked.data, _size(tokenizer), *given, beside=asked.out) as photos,
     ):
         _say_found(photos.fitted)
-        found, pictures = explain(tokenizer, photos, asked.images, seed=asked.seed)
+        found, pictures = explain(
+            tokenizer, photos, asked.images, seed=asked.seed, precision=asked.precision
+        )
         page, record = out.expect(["index.html", "explanation.json"])
         write_explanation(found, record)
         write_page(found, pictures, page, asked.lang)

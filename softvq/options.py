@@ -477,6 +477,27 @@ class Generate(ToPictures, OfSampling, OfModel, Long):
 
 
 @dataclass(kw_only=True)
+class Augment(OfPhotos, OfSampling, OfModel, Long):
+    """Draw more pictures to train on, of each class or defect; near-copies of photos are left out.
+
+    softvq augment --data photos --out photos-drawn --labels grocery_tomato --per-class 20
+    """
+
+    out: Folder
+    """Folder for train/CLASS/drawn-00000.png and on, and drawn.csv, which says what each is."""
+    labels: Words | None = None
+    """Class names, with commas; by default all of the generator's."""
+    per_class: Count = 100
+    """Pictures of every class."""
+    batch: Count = BATCH
+    """Pictures drawn at a time."""
+    precision: Literal["auto", "exact", "fp32", "bf16"] = "auto"
+    """As of `softvq generate`."""
+    overwrite: bool = False
+    """Replace what this command wrote there before with other settings."""
+
+
+@dataclass(kw_only=True)
 class EvaluateReconstruction(OfBudget, OfSplit, OfFeatures, Long):
     """Measure how well held-out photos survive: PSNR, SSIM, LPIPS and distances of features.
 
@@ -641,7 +662,7 @@ class Study(Long):
 
 
 @dataclass(kw_only=True)
-class Explain(OfPhotos, OfTokenizer, Long):
+class Explain(OfPhotos, OfTokenizer, OfPrecision, Long):
     """Say what each token means on your photos, and test it: a page to touch, and all figures.
 
     softvq explain --data photos --masks masks --out tokens-explained --lang ja

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from softvq import images
 from softvq.cli import main
 from softvq.data import Store
-from softvq.explain.contributions import errors_without_each, prefix_counts
+from softvq.explain.contributions import errors_without_each, prefix_counts, removals
 from softvq.explain.decision import decide, pixel_shares, token_shares
 from softvq.explain.directions import PENALTIES, Ridge, Target, carriers, find_direction, walk
 from softvq.explain.edits import edits
@@ -193,6 +193,20 @@ def test_errors_without_each_token_are_those_of_its_place():
     torch.testing.assert_close(errors.without - errors.full[:, None], added, atol=1e-6, rtol=1e-3)
     assert errors.lost_inside[0, 0] > 1 and errors.lost_inside[0, 1:].abs().max() < 1e-5
     assert errors.lost_inside[1:].isnan().all()
+
+
+def test_of_many_tokens_each_is_taken_from_as_many_photos():
+    assert removals(5, 8, 40).all()
+    some = removals(9, 8, 24, whole=[4])
+    assert some[4].all() and some[[0, 1, 2, 3, 5, 6, 7, 8]].sum() <= 24
+    assert set(some.sum(0).tolist()) <= {3, 4}
+    tokenizer, pictures = Patches(), noise(3)
+    latents = latents_of(tokenizer, pictures)
+    which = removals(3, 16, 16)
+    known = errors_without_each(tokenizer, pictures, latents, latents.mean(0)).without
+    thinned = errors_without_each(tokenizer, pictures, latents, latents.mean(0), None, which)
+    torch.testing.assert_close(thinned.without[which], known[which])
+    assert thinned.lost[~which].isnan().all()
 
 
 def test_prefix_counts_go_from_one_to_all():
@@ -449,7 +463,7 @@ def test_everything_is_found_out(explained, tmp_path):
     assert len(found.tokens) == 8 and sorted(found.order) == list(range(8))
     assert found.directions[0].name == "marked" and found.decision is not None
     assert len(found.marks) == 3 and len(found.edits) == 8
-    assert pictures.acts.shape[:2] == pictures.lost.shape == (5, 8)
+    assert pictures.acts.shape[:2] == pictures.lost.shape == (4, 8)
     write_explanation(found, tmp_path / "explanation.json")
     again = json.loads((tmp_path / "explanation.json").read_text(encoding="utf-8"))
     assert again["order"] == found.order

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from softvq.cli import main
 from softvq.errors import UserError
+from softvq.fingerprint import fingerprint
 from softvq.generator.config import SiTConfig
 from softvq.generator.transformer import SiT
 from softvq.io import load_tensors
@@ -82,15 +83,32 @@ def test_decoder_only_leaves_tokens_the_same_to_the_bit(tmp_path, source, kind):
             assert torch.equal(ema[f"ema.tokenizer.{key}"], old[key])
 
 
-def test_a_generator_of_the_old_tokens_draws_with_the_new_decoder(tmp_path, source, trained):
+@pytest.mark.parametrize("lighter", [[], ["model.decoder_width=16", "model.decoder_depth=1"]])
+def test_a_generator_of_the_old_tokens_draws_with_the_new_decoder(
+    tmp_path, source, trained, lighter
+):
     torch.manual_seed(0)
     generator = SiT(SiTConfig(tokens=8, channels=16, num_classes=2, width=32, depth=1, heads=2))
     old = Pipeline(Tokenizer.from_pretrained(trained), generator.eval(), ["a", "b"])
-    assert train_tokenizer(recipe(source, trained, "trainable=decoder"), tmp_path)
+    assert train_tokenizer(recipe(source, trained, "trainable=decoder", *lighter), tmp_path)
     new = Pipeline(Tokenizer.from_pretrained(tmp_path), generator, ["a", "b"])
     latents = [pipeline.generate_latents(["a", "b"], steps=2) for pipeline in (old, new)]
     assert torch.equal(*latents)
     assert old.decode(latents[0])[0].tobytes() != new.decode(latents[0])[0].tobytes()
+
+
+def test_a_lighter_decoder_starts_afresh_behind_the_tokens_of_the_old_one(source, trained):
+    lighter = recipe(source, trained, "trainable=decoder", "model.decoder_width=16")
+    made, old = TokenizerTask(lighter).model.tokenizer, Tokenizer.from_pretrained(trained)
+    assert fingerprint(made) == fingerprint(old)
+    torch.testing.assert_close(made.latent_std, old.latent_std)
+    assert sum(p.numel() for p in made.decoder.parameters()) < sum(
+        p.numel() for p in old.decoder.parameters()
+    )
+    for all_of_it in ("trainable=all", "trainable=decoder"):
+        change = "model.decoder_width=16" if all_of_it == "trainable=all" else "model.tokens=4"
+        with pytest.raises(UserError, match="not of the recipe's shape"):
+            TokenizerTask(recipe(source, trained, all_of_it, change))
 
 
 def test_a_frozen_encoder_runs_without_graph_and_in_evaluation_mode(source, trained):

@@ -39,6 +39,7 @@ ROOMS = [
     "export.",
     "serve.",
     "study.",
+    "augment",
     "demo",
     "commands parser",
     "cli",

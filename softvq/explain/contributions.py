@@ -4,7 +4,7 @@ A token is removed by putting that of the average photo in its place: no decoder
 with holes, and the average says nothing of the photo.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,9 @@ FLOOR = 1e-8  # of squared errors of peak 1, 80 dB: rounding is not worth more
 class Errors:
     """Mean squared errors of peak 1 against the photos, of N photos.
 
-    full [N]: with all tokens.  without [N, L]: without each.  inside_full, inside: the same inside
-    the photo's mask, nan where it is empty; None without masks.
+    full [N]: with all tokens.  without [N, L]: without each, nan where it was not taken away.
+    inside_full, inside: the same inside the photo's mask, nan where that is empty; None without
+    masks.
     """
 
     full: Tensor
@@ -33,7 +34,7 @@ class Errors:
 
     @property
     def lost(self) -> Tensor:
-        """dB that a photo loses without a token, [N, L]."""
+        """dB that a photo loses without a token, [N, L]; nan where it was not taken away."""
         return decibels(self.without, self.full[:, None])
 
     @property
@@ -49,29 +50,46 @@ def decibels(worse: Tensor, better: Tensor) -> Tensor:
     return 10 * (worse.clamp_min(FLOOR) / better.clamp_min(FLOOR)).log10()
 
 
+def removals(photos: int, tokens: int, most: int, whole: Iterable[int] = ()) -> Tensor:
+    """Which tokens are taken from which photos, bool [photos, tokens].
+
+    All, if that is ``most`` or fewer in sum. Else every second, third, .. token of a photo, others
+    of the next, so that each is taken from as many; and all from the photos ``whole``.
+    """
+    every = -(-photos * tokens // most)
+    found = (torch.arange(photos)[:, None] + torch.arange(tokens)) % every == 0
+    found[list(whole)] = True
+    return found
+
+
 def errors_without_each(
     tokenizer: Tokenizer,
     pictures: Tensor,
     latents: Tensor,
     mean: Tensor,
     masks: np.ndarray | None = None,
+    which: Tensor | None = None,
     done: Callable[[int], object] = lambda count: None,
 ) -> Errors:
-    """Remove every token from every photo: L + 1 decodings of pictures [N, 3, H, W].
+    """Remove tokens from pictures [N, 3, H, W], one at a time.
 
     latents: theirs, normalised [N, L, C].  mean: the average photo's [L, C].  masks: bool
-    [N, H, W].  ``done`` is told of every photo.
+    [N, H, W].  which: bool [N, L], see :func:`removals`; None for every token of every photo.
+    ``done`` is told of pictures decoded.
     """
     rows = []
     for i, (picture, z) in enumerate(zip(pictures, latents, strict=True)):
-        variants = torch.cat([z[None], without_each(z, mean)])
+        gone = torch.ones(len(z), dtype=torch.bool) if which is None else which[i]
+        variants = torch.cat([z[None], without_each(z, mean)[gone]])
         errors = mean_square(pictures_of(tokenizer, variants), picture)
         mask = None if masks is None else torch.from_numpy(np.asarray(masks[i]))
-        row = [errors.mean((1, 2))]
+        measured = [errors.mean((1, 2))]
         if mask is not None:
-            row.append(errors[:, mask].mean(1))  # nan where it is empty
-        rows.append(torch.stack(row))
-        done(1)
+            measured.append(errors[:, mask].mean(1))  # nan where it is empty
+        row = torch.full((len(measured), 1 + len(z)), torch.nan)
+        row[:, torch.cat([torch.tensor([True]), gone])] = torch.stack(measured)
+        rows.append(row)
+        done(len(variants))
     found = torch.stack(rows)
     parts = (found[:, k] for k in range(found.shape[1]))
     split = [part for whole in parts for part in (whole[:, 0], whole[:, 1:])]

@@ -5,6 +5,7 @@ held-out photos             -> what is lost without each; where each acts; direc
 the same, weights shuffled  -> what a test says of a network that knows nothing
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from softvq.explain.contributions import (
     eye_without_each,
     prefix_counts,
     prefixes,
+    removals,
     with_first,
 )
 from softvq.explain.decision import Decision, Judge, decide
@@ -44,13 +46,15 @@ from softvq.explain.records import (
 )
 from softvq.explain.variation import Variation, latents_of, pictures_of
 from softvq.fingerprint import fingerprint
+from softvq.precision import computing
 from softvq.tokenizer import Tokenizer
 
 MOST_TOKENS = 256
 FITTED = 1000  # training photos whose tokens are looked at, and held-out ones for directions
-MAPPED = 5  # photos with maps
-PROBED = 4  # moves of a token that a map is a mean of
-CHECKED = 20  # photos that tokens are deleted from in several orders
+MAPPED = 4  # photos with maps
+PROBED = 3  # moves of a token that a map is a mean of
+REMOVED = 1600  # tokens from all photos together; beyond, most lose every second, third, .. one
+CHECKED = 12  # photos that tokens are deleted from in several orders
 EYED = 4  # photos that the eye looks at without each token
 SWAPPED = 30
 MARKED = 8  # photos whose marks are looked for in tokens
@@ -97,12 +101,14 @@ def explain(
     judge: tuple[str, Judge] | None = None,
     seed: int = 0,
     progress: bool = True,
+    precision: str = "fp32",
 ) -> tuple[Explanation, Pictures]:
     """Find out what each token of a tokenizer means on photos.
 
     ``count``: held-out photos that tokens are removed from, evenly spread.  ``judge``: a name, and
     what makes a score of normalised latents [B, L, C]; by default the best direction that was
-    found, of marks before classes.
+    found, of marks before classes.  ``precision``: a key of PRECISIONS, or "auto", see
+    :mod:`softvq.precision`.
 
     Raises UserError for a tokenizer with more than 256 tokens, and for fewer than 4 training photos
     or 2 held-out ones.
@@ -112,8 +118,9 @@ def explain(
     asked = [(weight, weight.requires_grad) for weight in tokenizer.parameters()]
     tokenizer.eval().requires_grad_(False)
     try:
-        with _Bar(progress) as bar:
-            return _Work(tokenizer, photos, count, judge, seed, bar).run()
+        facts = _facts(tokenizer)  # its fingerprint is that of the weights as they are
+        with _Bar(progress) as bar, computing(precision, tokenizer):
+            return _Work(tokenizer, photos, count, judge, seed, bar).run(facts)
     finally:
         for part, training in modes:
             part.training = training
@@ -186,14 +193,18 @@ class _Work:
             if self.masks is not None:
                 self.masks = np.concatenate([np.zeros_like(self.masks[:1]), self.masks])
 
-    def run(self) -> tuple[Explanation, Pictures]:
+    def run(self, facts: TokenizerFacts) -> tuple[Explanation, Pictures]:
         tokenizer, bar = self.tokenizer, self.bar
         count, measured = tokenizer.config.tokens, len(self.pictures)
         mapped, checked = min(MAPPED, measured), min(CHECKED, measured)
         marked = 0 if self.masks is None else min(MARKED, int(self.masks.any((1, 2)).sum()))
         deletions = len(deletion_counts(count)) + 1
+        self.shown = self._shown(mapped)
+        self.checked = np.linspace(0, measured - 1, checked).astype(int).tolist()
+        self.removed = removals(measured, count, REMOVED, {*self.shown, *self.checked})
         bar.expect(
-            2 * measured * (count + 1)
+            measured
+            + int(self.removed.sum())
             + mapped * count * (4 * PROBED + 4)
             + checked * (deletions * (ORDERS + 2) + count)
             + 12 * SWAPPED
@@ -210,12 +221,10 @@ class _Work:
         mean = self.variation.mean
         with bar.stage("removing tokens") as done:
             self.errors = errors_without_each(
-                tokenizer, self.pictures, self.latents, mean, self.masks,
-                lambda n: done(2 * n * (count + 1)),
-            )  # fmt: skip
-        lost = self.errors.lost
-        order = lost.mean(0).argsort(descending=True).tolist()
-        shown = self._shown(mapped)
+                tokenizer, self.pictures, self.latents, mean, self.masks, self.removed, done
+            )
+        order = self.errors.lost.nanmean(0).argsort(descending=True).tolist()
+        shown = self.shown
         with bar.stage("the eye"):
             eyed = shown[:EYED]
             lost_eye = eye_without_each(
@@ -224,7 +233,7 @@ class _Work:
             kept = prefixes(tokenizer, self.pictures[shown], self.latents[shown], mean, order)
         acts, reads = self._maps(shown)
         moved, looks = self._moved(shown)
-        checks = self._checks(checked, shown, acts)
+        checks = self._checks(acts)
         with bar.stage("directions"):
             directions, too_few = self._directions()
         with bar.stage("mixtures"):
@@ -240,7 +249,7 @@ class _Work:
         small_reads = torch.stack([coarse(maps) for maps in reads])
         explanation = Explanation(
             version=__version__,
-            tokenizer=_facts(tokenizer),
+            tokenizer=facts,
             photos=PhotoFacts(
                 len(self.fitted), len(self.test), self.names, shown, self.photos.held_out.classes
             ),
@@ -281,11 +290,9 @@ class _Work:
 
     def _shown(self, count: int) -> list[int]:
         """Rows of the photos with maps: the one given or the best marked one, then others."""
-        first = 0
+        first = 0 if self.photos.focus else len(self.pictures) // 2
         if not self.photos.focus and self.masks is not None and self.masks.any():
             first = int(self.masks.sum((1, 2)).argmax())
-        elif not self.photos.focus:
-            first = int(self.errors.full.argsort()[len(self.pictures) // 2])
         others = [int(i) for i in np.linspace(0, len(self.pictures) - 1, count) if i != first]
         return list(dict.fromkeys([first, *others]))[:count]
 
@@ -324,8 +331,8 @@ class _Work:
         looks = [look(torch.stack([c[token] for c in changes])) for token in range(len(main))]
         return np.stack(small), looks
 
-    def _checks(self, checked: int, shown: list[int], acts: list[Tensor]) -> Checks:
-        rows = np.linspace(0, len(self.pictures) - 1, checked).astype(int).tolist()
+    def _checks(self, acts: list[Tensor]) -> Checks:
+        shown = self.shown
         place = {row: i for i, row in enumerate(shown)}
         with self.bar.stage("checking") as done:
             return check(
@@ -334,7 +341,7 @@ class _Work:
                 self.latents,
                 self.variation.mean,
                 self.errors,
-                rows,
+                self.checked,
                 swap_pairs(shown, len(self.pictures), len(self.variation.mean), SWAPPED, self.seed),
                 lambda photo, token: acts[place[photo]][token],
                 self.seed,
@@ -385,8 +392,9 @@ class _Work:
         lost, found = self.errors.lost, []
         for label, name in enumerate(classes):
             mine = torch.from_numpy(self.labels == label)
-            if len(classes) <= CLASSES and mine.any():
-                found.append(ClassLoss(name, int(mine.sum()), lost[mine].mean(0).tolist()))
+            mean = lost[mine].nanmean(0)
+            if len(classes) <= CLASSES and not mean.isnan().any():
+                found.append(ClassLoss(name, int(mine.sum()), mean.tolist()))
         return found
 
     def _marks(self, count: int) -> tuple[list[Mark], list[Tensor]]:
@@ -503,15 +511,16 @@ def _tokens(
     acts: Tensor, reads: Tensor, looks: list[Look], errors: Errors, lost_eye: Tensor
 ) -> list[Token]:
     lost, inside = errors.lost, errors.lost_inside
-    known = inside is not None and bool((~inside.isnan()).any())
-    within = inside.nanmean(0).tolist() if inside is not None and known else None
-    most = lost.topk(max(1, len(lost) // 10), dim=0).values.mean(0)
+    within = None if inside is None else inside.nanmean(0).tolist()
+    within = None if within is None or any(map(math.isnan, within)) else within
+    known = lost.nan_to_num(-torch.inf)  # of the photos that lost this token
+    most = known.topk(max(1, int((~lost.isnan()).sum(0).min()) // 10), dim=0).values.mean(0)
     return [
         Token(
             act,
             read,
             looks[i],
-            float(lost[:, i].mean()),
+            float(lost[:, i].nanmean()),
             float(most[i]),
             float(lost_eye[i]),
             within[i] if within else None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softvq.explain.contributions import FLOOR
-from softvq.explain.variation import latents_of, mean_square, pictures_of
+from softvq.explain.variation import AT_ONCE, latents_of, mean_square, pictures_of
 from softvq.tokenizer import Tokenizer
 
 GONE = 0.5  # of the contrast, at which a mark counts as removed
@@ -103,27 +103,33 @@ def find_carriers(
     alone = contrast(pictures_of(tokenizer, singles), mask)
     shares = (held - alone) / span if abs(span) > 1e-6 else torch.zeros(count)
     order = shares.argsort(descending=True).tolist()
-    steps = pictures_of(tokenizer, torch.stack([cleaned(order[: n + 1]) for n in range(count)]))
-    remaining = (contrast(steps, mask) / held).abs() if abs(held) > 1e-6 else shares
+    for numbers in torch.arange(1, count + 1).split(AT_ONCE):
+        steps = pictures_of(tokenizer, torch.stack([cleaned(order[:n]) for n in numbers]))
+        remaining = (
+            (contrast(steps, mask) / held).abs() if abs(held) > 1e-6 else torch.ones(len(steps))
+        )
+        if bool((remaining <= GONE).any()):
+            break
     enough = (remaining <= GONE).nonzero().flatten()
-    fewest = int(enough[0]) if len(enough) else count - 1
+    at = int(enough[0]) if len(enough) else len(numbers) - 1
+    fewest = int(numbers[at])
     outside = ~torch.from_numpy(mask)
     before, after = (
-        mean_square(p, picture)[outside].mean().clamp_min(FLOOR) for p in (rebuilt, steps[fewest])
+        mean_square(p, picture)[outside].mean().clamp_min(FLOOR) for p in (rebuilt, steps[at])
     )
     change = float(10 * (before / after).log10())
-    gone = float(remaining[fewest]) <= GONE and change > -OUTSIDE_DB
-    few = fewest + 1 <= max(1, round(FEW * count))
+    gone = float(remaining[at]) <= GONE and change > -OUTSIDE_DB
+    few = fewest <= max(1, round(FEW * count))
     verdict: Literal["few", "spread", "lost"] = "few" if few and gone else "spread"
     verdict = "lost" if kept < SEEN else verdict
     found = Mark(
         photo=photo,
         kept=kept,
         shares=shares.tolist(),
-        tokens=order[: fewest + 1],
-        contrast_left=float(remaining[fewest]),
+        tokens=order[:fewest],
+        contrast_left=float(remaining[at]),
         outside_db=change,
         removed=gone,
         verdict=verdict,
     )
-    return found, torch.stack([picture, rebuilt, steps[fewest], without_all])
+    return found, torch.stack([picture, rebuilt, steps[at], without_all])

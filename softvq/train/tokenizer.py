@@ -137,7 +137,7 @@ class TokenizerTask:
         torch.manual_seed(recipe.train.seed)
         tokenizer = Tokenizer(recipe.model)
         if recipe.init:
-            tokenizer.load_state_dict(open_init(recipe).state_dict())
+            start_from(tokenizer, open_init(recipe))
         if recipe.encoder_init:
             initialise_encoder(tokenizer, recipe.encoder_init)
         if recipe.trainable == "decoder":
@@ -246,15 +246,32 @@ def adversary_player(
 
 
 def open_init(recipe: TokenizerRecipe) -> Tokenizer:
-    """What a recipe starts from. Raises UserError for a tokenizer of another shape."""
+    """What a recipe starts from. Raises UserError for a tokenizer of another shape.
+
+    Where the decoder alone is trained it may be another one, lighter or heavier.
+    """
     trained = open_tokenizer(recipe.init or "")
     if not isinstance(trained.config, TokenizerConfig):
         raise UserError(f"{recipe.init}: of diffusers; init takes a tokenizer of softvq")
     ours, theirs = asdict(recipe.model), asdict(trained.config)
-    changes = [f"model.{key}={theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    free = "decoder" if recipe.trainable == "decoder" else "none of them"
+    differ = [key for key in ours if ours[key] != theirs[key] and not key.startswith(free)]
+    changes = [f"model.{key}={theirs[key]}" for key in differ]
     if changes:
         raise UserError(f"{recipe.init}: not of the recipe's shape; add {' '.join(changes)}")
     return trained
+
+
+def start_from(tokenizer: Tokenizer, trained: Tokenizer) -> None:
+    """Take a trained tokenizer's weights; of a decoder of another shape what lies before it."""
+    state = trained.state_dict()
+    if tokenizer.config != trained.config:
+        own = tokenizer.state_dict()
+        kept = {
+            k for k, v in own.items() if not k.startswith("decoder.") and v.shape == state[k].shape
+        }
+        state = {name: state[name] if name in kept else own[name] for name in own}
+    tokenizer.load_state_dict(state)
 
 
 def check_combination(recipe: TokenizerRecipe) -> None:

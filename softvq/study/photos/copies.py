@@ -49,20 +49,43 @@ class Signatures:
 
 def sign(train: Store, val: Store, groups: list[str]) -> Signatures:
     """Reduce the photos of two stores to what they are compared by; ``groups`` one per photo."""
-    hashes, details = [], []
+    hashes = []
     for store in (train, val):
         for photo in store.images:
             blank = (photo == photo[0, 0]).all()
             hashes.append(b"" if blank else hashlib.sha256(photo.tobytes()).digest())
-            details.append(_detail(photo))
-    vectors = np.stack(details)
+    vectors = np.concatenate([_details(store.images) for store in (train, val) if len(store)])
+    details = _without(vectors, _shared(vectors))
+    return Signatures(train.names + val.names, groups, len(train), hashes, details)
+
+
+def nearest(photos: Store, pictures: np.ndarray) -> list[tuple[str, float]]:
+    """The photo most like each picture, uint8 [N, H, W, 3], and how much: from NEARLY_SAME a copy.
+
+    Whatever the other pictures are.
+    """
+    known = _details(photos.images)
+    shared = _shared(known)
+    likeness = _without(_details(pictures), shared) @ _without(known, shared).T
+    best = likeness.argmax(axis=1)
+    return [(photos.names[i], float(row[i])) for i, row in zip(best, likeness, strict=True)]
+
+
+def _details(photos: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] -> unit vectors float32 [N, D], 0 for a thumbnail without detail."""
+    vectors = np.stack([_detail(photo) for photo in photos])
     told = vectors.std(axis=1, keepdims=True) >= FLAT
-    vectors = _unit(vectors - vectors.mean(axis=1, keepdims=True)) * told
+    return _unit(vectors - vectors.mean(axis=1, keepdims=True)) * told
+
+
+def _shared(vectors: np.ndarray) -> np.ndarray:
+    """What photos [N, D] have in common, [D]."""
     # Drawn a little towards 0: two photos alone would otherwise be explained by their mean.
-    shared = vectors.sum(axis=0) / (told.sum() + 2)
-    return Signatures(
-        train.names + val.names, groups, len(train), hashes, _unit(vectors - shared) * told
-    )
+    return vectors.sum(axis=0) / (vectors.any(axis=1).sum() + 2)
+
+
+def _without(vectors: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    return _unit(vectors - shared) * vectors.any(axis=1, keepdims=True)
 
 
 def _detail(photo: np.ndarray) -> np.ndarray:
