@@ -69,10 +69,17 @@ class Drawings:
         return load_tensors(path)["latents"]
 
     def figures(
-        self, name: str, pipeline: Pipeline, seed: int, steps: int | None, many: "Run | None"
+        self,
+        name: str,
+        pipeline: Pipeline,
+        seed: int,
+        steps: int | None,
+        many: "Run | None",
+        tokens: int | None = None,
     ) -> "Run":
-        latents = self.latents(name, pipeline, seed, steps)
-        path = self.folder / f"{name}-{seed}-{len(self.labels)}.json"
+        latents = self.latents(name, pipeline, seed, steps)[:, :tokens]
+        first = f"-first{tokens}" if tokens else ""
+        path = self.folder / f"{name}-{seed}-{len(self.labels)}{first}.json"
         if not path.is_file():
             features = FeatureSet(self.real.network)
             for some in latents.split(CHUNK):
@@ -81,7 +88,7 @@ class Drawings:
             shares = set_measures(self.real, features)
             found = Figures(fd, shares["precision"], shares["recall"])
             if many is not None:
-                found.apart = (latents - many.latents).abs().mean().item()
+                found.apart = (latents - many.latents[:, :tokens]).abs().mean().item()
                 found.over = fd / many.figures.fd
             write_atomically(path, json.dumps(asdict(found), indent=2) + "\n")
         return Run(latents, Figures(**json.loads(path.read_text())))
@@ -155,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the noise")
     parser.add_argument("--rules", default="step", help="of few_step.rule, with commas")
     parser.add_argument("--precision", default="bf16", help="of the pictures that are measured")
+    parser.add_argument("--tokens", default="", help="also keep the first so many, with commas")
     parser.add_argument("--light", help="tokenizer with another decoder, for the race")
     parser.add_argument("--race", type=int, default=16, help="pictures of each turn")
     parser.add_argument("--rounds", type=int, default=3, help="of the race; 0 for none")
@@ -173,6 +181,12 @@ def main() -> None:
     many.precision = args.precision
     reference = [drawings.figures("many", many, seed, None, None) for seed in range(args.seeds)]
     print(row("many steps", 40, reference), flush=True)
+    for tokens in map(int, filter(None, args.tokens.split(","))):
+        runs = [
+            drawings.figures("many", many, seed, None, first, tokens)
+            for seed, first in enumerate(reference)
+        ]
+        print(row(f"many steps, the first {tokens} tokens kept", 40, runs), flush=True)
     shown, few = [reference[0]], many
     for rule in args.rules.split(","):
         few = Pipeline.from_pretrained(trained(args, rule))

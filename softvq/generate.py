@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from softvq import images
 from softvq.coding import BATCH, check_size
 from softvq.device import pick_device
-from softvq.errors import UserError
+from softvq.errors import SoftVQWarning, UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
 from softvq.io import check_finite, save_tensors
@@ -96,6 +97,18 @@ def ask(
     return Request(chosen, total, each if rows else 8)
 
 
+def keep_promise(pipeline: Pipeline) -> None:
+    """Turn to "exact" where "auto" would draw other pictures in other batches, and warn of it."""
+    if pipeline.precision == "auto" and not pipeline.rows_alike():
+        warnings.warn(
+            "this machine rounds differently in different places of a batch; drawing in float64, "
+            "in twice the time, so that pictures do not depend on it (--precision fp32 does not)",
+            SoftVQWarning,
+            stacklevel=2,
+        )
+        pipeline.precision = "exact"
+
+
 def check_seed(seed: int) -> None:
     """Raises UserError for a number that seeds nothing."""
     if not 0 <= seed < 1 << 63:
@@ -128,7 +141,7 @@ def generate(
     latents: str | Path | None = None,
     progress: bool = True,
     overwrite: bool = False,
-    **options: object,
+    **options: Any,
 ) -> bool:
     """Draw images 0, 1, .. of ``seed`` into the .npz file ``path``, on the devices there are.
 
@@ -149,6 +162,7 @@ def generate(
     state = _processes()
     pipeline.tokenizer.to(state.device)
     pipeline.generator.to(state.device)
+    keep_promise(pipeline)
     config = pipeline.tokenizer.config
     if not Path(path).exists() and labels is None:
         check_room(path, 3 * total * config.height * config.width)  # before a list of its blocks
@@ -174,13 +188,14 @@ def generate(
         overwrite,
     )
     kept = None if latents is None else Path(latents)
+    tokens = options.get("tokens") or pipeline.generator.config.tokens
 
     def claim() -> None:
         if kept is not None:
             index = TokenIndex(
                 tokenizer=fingerprint(pipeline.tokenizer),
                 drawn_with=file.settings,
-                tokens=config.tokens,
+                tokens=tokens,
                 channels=config.channels,
                 height=config.height,
                 width=config.width,
@@ -200,7 +215,7 @@ def generate(
             _keep(kept / shard_name(block), pipeline, drawn, some or [0] * len(place), place)
         return pipeline.decode_uint8(drawn, decode_batch)
 
-    floats = total * config.tokens * config.channels if kept else 0
+    floats = total * tokens * config.channels if kept else 0
     return write_images(file, render, claim, 4 * floats, progress)
 
 
@@ -221,6 +236,7 @@ def generate_folder(
     ``overwrite``. Raises UserError where the pipeline does, and ``softvq.outputs.claimed``.
     """
     check_drawing(seed, options)
+    keep_promise(pipeline)
     numbers, total = pipeline.class_numbers(
         request.labels, None if request.labels else request.count
     )

@@ -280,6 +280,8 @@ class OfSampling:
     """Temperature of a MAR's tokens; 1 by default."""
     head_steps: Count | None = None
     """Sampling steps of a MAR's head."""
+    tokens: Count | None = None
+    """Keep the first so many tokens of each picture, of a nested tokenizer: a coarser one."""
     seed: Seed = 0
     """The same seed draws the same pictures."""
 

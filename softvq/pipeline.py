@@ -4,8 +4,9 @@ import copy
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +33,8 @@ class Pipeline:
     >>> pipeline = Pipeline.from_pretrained("shipped")
     >>> pipeline(["grocery_tomato", 3], guidance=1.5, seed=0)                # two PIL images
 
-    ``generator`` is a network of any of the families in ``softvq.generator.families``.
+    ``generator`` is a network of any of the families in ``softvq.generator.families``. Of a nested
+    tokenizer it may draw the first tokens alone.
 
     Image i depends on seed, i, its label and the sampling options alone: neither on ``batch`` nor
     on the labels beside it (but for the sampler "dopri5", which chooses its steps for a batch).
@@ -54,7 +56,8 @@ class Pipeline:
     def __init__(self, tokenizer: Tokenizer, generator: Any, classes: list[str]):
         made = (tokenizer.config.tokens, tokenizer.config.channels)
         drawn = (generator.config.tokens, generator.config.channels)
-        if made != drawn:
+        first = tokenizer.config.nested and drawn[0] <= made[0] and drawn[1] == made[1]
+        if made != drawn and not first:
             raise UserError(
                 f"the tokenizer has {made[0]} tokens x {made[1]} channels, the generator "
                 f"{drawn[0]} x {drawn[1]}; give the pair that was trained together"
@@ -110,6 +113,7 @@ class Pipeline:
         seed: int = 0,
         batch: int = 64,
         start: int = 0,
+        tokens: int | None = None,
         **options: Any,
     ) -> Tensor:
         """Denormalised latents in float64 [n, L, C] on the CPU, as :meth:`decode` reads them.
@@ -117,16 +121,22 @@ class Pipeline:
         labels   class names or numbers; an unconditional generator takes ``count`` = n instead
         seed     the images are number ``start``, start + 1, .. of this seed
         batch    how many images are computed at a time
+        tokens   L: keep the first so many of those drawn, of a nested tokenizer; by default all
         options  of the generator's family, as steps, guidance and sampler: see its ``sample`` in
                  ``softvq.generator.families``. A tensor [n] has one value for each image
 
         Raises UserError for an unknown label, labels where there are no classes (or none where
-        there are), count or batch below 1, and options that the family lacks or refuses.
+        there are), count or batch below 1, tokens that are not drawn, and options that the family
+        lacks or refuses.
         """
         y, n = self.class_numbers(labels, count)
         if batch < 1:
             raise UserError(f"batch must be 1 or more, got {batch}")
         config = self.generator.config
+        if tokens is not None:
+            self.tokenizer.check_tokens(tokens)
+            if tokens > config.tokens:
+                raise UserError(f"this generator draws {config.tokens} tokens, not {tokens}")
         device = next(self.generator.parameters()).device
         precision, rows = self._computing(self.generator, config.tokens)
         drawn = [torch.empty(0, config.tokens, config.channels, dtype=torch.float64)]
@@ -142,7 +152,7 @@ class Pipeline:
                 }
                 found = draw(self.generator, streams, some, rows, **own)
                 drawn.append(found.cpu().double())
-        latents = check_finite(torch.cat(drawn), "the generator")
+        latents = check_finite(torch.cat(drawn)[:, :tokens], "the generator")
         device = next(self.tokenizer.parameters()).device
         return self.tokenizer.denormalize(latents.to(device)).cpu()
 
@@ -175,6 +185,29 @@ class Pipeline:
             return "exact", None
         # A power of two: threads then share the rows of the smallest products evenly as well.
         return "fp32", 2 ** max(0, math.ceil(math.log2(BLOCK / tokens)))
+
+    @torch.no_grad()
+    def rows_alike(self) -> bool:
+        """Whether "auto" keeps its promise on this machine, asked of both networks: what they make
+        of a sample is the same, bit for bit, in every place of a block."""
+        config, device = self.generator.config, next(self.generator.parameters()).device
+        draws = torch.Generator().manual_seed(0)
+
+        def alike(network: Any, call: Callable[..., Tensor], tokens: int, *more: Any) -> bool:
+            precision, rows = self._computing(network, tokens)
+            if precision != "fp32" or not rows:
+                return True
+            x = torch.randn(rows, config.tokens, config.channels, generator=draws).to(device)
+            given = [x, *(each.to(device).expand(rows) for each in more)]
+            once = call(*given)
+            same = partial(torch.allclose, rtol=0, atol=0, equal_nan=True)
+            return all(same(call(x.roll(i, 0), *given[1:]).roll(-i, 0), once) for i in (1, -1))
+
+        labels = [torch.zeros(1, dtype=torch.int64)] if self.classes else []
+        own = self.tokenizer.config
+        cells = own.height * own.width // own.patch**2
+        drawn = alike(self.generator, self.generator, config.tokens, torch.tensor([0.5]), *labels)
+        return drawn and alike(self.tokenizer, self.tokenizer.decode, cells + own.tokens)
 
     def class_numbers(
         self, labels: Sequence[int | str] | None, count: int | None

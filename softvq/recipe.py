@@ -157,6 +157,9 @@ class GeneratorRecipe:
     views: int = 2
     """Crops of each photo that are encoded once and kept: the whole photo, its mirror image, and
     then random crops, mirrored at random."""
+    tokens: int | None = None
+    """Learn the first so many tokens of a nested tokenizer alone: a draft of its pictures, by a
+    network that works on fewer; by default all."""
     init: str | None = None
     """Directory of a generator whose weights training starts from, or shipped; model is shaped as
     it. A flowmap starts from a SiT."""
@@ -170,6 +173,8 @@ class GeneratorRecipe:
 
     def __post_init__(self) -> None:
         check_ranges(self, "", views=(1, 10_000))
+        if self.tokens is not None:
+            check_ranges(self, "", tokens=(1, 1 << 16))
         self.time = self.time or CONFIGS[self.family].time_law
 
     def config(self, tokenizer: Any, classes: int) -> Any:
@@ -182,7 +187,7 @@ class GeneratorRecipe:
                     f"model.patch cuts maps of tokens, and the tokenizer's {tokenizer.tokens} are "
                     "a sequence; set model.patch=null"
                 )
-        shape = (tokenizer.tokens, tokenizer.channels, classes)
+        shape = (self.tokens or tokenizer.tokens, tokenizer.channels, classes)
         return CONFIGS[self.family](*shape, **values)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from contract import small
 
-from softvq.errors import UserError
+from softvq.errors import SoftVQWarning, UserError
+from softvq.generate import keep_promise
 from softvq.generator.config import SiTConfig
 from softvq.generator.families import GENERATORS
 from softvq.generator.transformer import SiT
@@ -284,3 +285,32 @@ def test_loading_says_what_is_wrong(tmp_path):
     (tmp_path / "model_index.json").write_text('{"classes": []}')
     with pytest.raises(UserError, match="(tokenizer|generator): no such directory"):
         Pipeline.from_pretrained(tmp_path)
+
+
+def test_of_a_nested_tokenizer_the_first_tokens_are_kept():
+    plain = make()
+    torch.manual_seed(0)
+    nested = Tokenizer(small(nested=True)).eval()
+    perturb(nested)
+    pipeline = Pipeline(nested, plain.generator, CLASSES)
+    whole = pipeline.generate_latents([0, 1], steps=2)
+    first = pipeline.generate_latents([0, 1], steps=2, tokens=1)
+    assert torch.equal(first, whole[:, :1])
+    assert pixels(pipeline.decode(first)) != pixels(pipeline.decode(whole))
+    with pytest.raises(UserError, match="not nested"):
+        plain.generate_latents([0], steps=2, tokens=1)
+
+
+def test_a_machine_whose_rows_differ_is_found_out(monkeypatch):
+    pipeline = make()
+    assert pipeline.rows_alike()
+    forward = type(pipeline.generator).forward
+
+    def uneven(self, x, t, y=None):
+        return forward(self, x, t, y) + 1e-6 * torch.arange(len(x))[:, None, None]
+
+    monkeypatch.setattr(type(pipeline.generator), "forward", uneven)
+    assert not pipeline.rows_alike()
+    with pytest.warns(SoftVQWarning, match="drawing in float64"):
+        keep_promise(pipeline)
+    assert pipeline.precision == "exact"

@@ -335,3 +335,23 @@ def test_kill_minus_9_changes_nothing(tmp_path, tokenizer_folder):
     )
     weights = "generator/model.safetensors"
     assert_kills_change_nothing(code, tmp_path, [900, 3000, 5500], weights)
+
+
+def test_a_draft_learns_and_draws_the_first_tokens_alone(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(small(nested=True)).eval()
+    tokenizer.latent_std.fill_(1.0)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = str(photo_folder(tmp_path / "photos", 12))
+    short = ("train.images=64", "train.evaluate_every=64", "train.checkpoint_every=64")
+    assert train_generator(
+        recipe(tmp_path / "tokenizer", source, "tokens=2", *short), tmp_path / "run"
+    )
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert pipeline.generator.config.tokens == 2 < pipeline.tokenizer.config.tokens
+    latents = pipeline.generate_latents([0, 1], steps=2)
+    assert latents.shape[1] == 2 and len(pipeline.decode(latents)) == 2
+    with pytest.raises(UserError, match="draws 2 tokens, not 3"):
+        pipeline.generate_latents([0], steps=2, tokens=3)
+    with pytest.raises(UserError, match="not 99"):
+        train_generator(recipe(tmp_path / "tokenizer", source, "tokens=99"), tmp_path / "more")

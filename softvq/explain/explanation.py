@@ -251,7 +251,12 @@ class _Work:
             version=__version__,
             tokenizer=facts,
             photos=PhotoFacts(
-                len(self.fitted), len(self.test), self.names, shown, self.photos.held_out.classes
+                fitted=len(self.fitted),
+                held_out=len(self.test),
+                measured=self.names,
+                each=int(self.removed.sum(0).min()),
+                mapped=shown,
+                classes=self.photos.held_out.classes,
             ),
             psnr=float(-10 * self.errors.full.log10().mean()),
             tokens=_tokens(small_acts, small_reads, looks, self.errors, lost_eye),

@@ -75,6 +75,7 @@ def _page(found: Explanation, pictures: Pictures, words: Sentences) -> dict[str,
     return {
         "version": found.version,
         "measured": len(found.photos.measured),
+        "each": found.photos.each,
         "fitted": found.photos.fitted,
         "nested": facts.nested,
         "height": facts.height,
@@ -348,7 +349,12 @@ def _marks(found: Explanation, pictures: Pictures) -> list[dict[str, Any]]:
 def _marks_found(found: Explanation) -> list[Text]:
     verdicts = [mark.verdict for mark in found.marks]
     counts = {name: verdicts.count(name) for name in ("few", "spread", "lost")}
-    return [("marks.found", {"all": len(verdicts)} | counts)] if verdicts else []
+    if not verdicts:
+        return []
+    said: list[Text] = [("marks.found", {"all": len(verdicts)} | counts)]
+    if counts["spread"] > counts["few"] and len(found.of_kind("global")) > len(found.tokens) / 2:
+        said.append(("marks.scale", {}))
+    return said
 
 
 def _decision(found: Explanation, pictures: Pictures) -> dict[str, Any] | None:

@@ -34,13 +34,15 @@ class TokenizerFacts:
 @dataclass(frozen=True)
 class PhotoFacts:
     """fitted: photos that means, variation and directions are of.  held_out: photos that directions
-    are tested on.  measured: names of those that tokens were removed from.  mapped: rows of
-    ``measured`` that have maps; the first is the one in focus.
+    are tested on.  measured: names of those that tokens were removed from, each token from
+    ``each`` of them or more.  mapped: rows of ``measured`` that have maps; the first is the one in
+    focus.
     """
 
     fitted: int
     held_out: int
     measured: list[str]
+    each: int
     mapped: list[int]
     classes: list[str]
 

@@ -184,6 +184,11 @@ class GeneratorTask:
         Pipeline(self.tokenizer, model.net, self.tokens.classes).save_pretrained(folder)
 
 
+def first_tokens(tokens: TokenSet, count: int | None) -> TokenSet:
+    """The first ``count`` tokens of every photo; None for all."""
+    return replace(tokens, latents=tokens.latents[:, :count].contiguous())
+
+
 def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
     """The teacher that a recipe names, or None if it aligns with none. Raises UserError."""
     if not alignment.weight:
@@ -249,6 +254,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     model_index.json.
     """
     tokenizer = open_tokenizer(recipe.tokenizer)
+    if recipe.tokens is not None:
+        tokenizer.check_tokens(recipe.tokens)
     teacher = open_teacher(recipe.alignment)
     with torch.device("meta"):  # what does not fit is said before hours of encoding
         make_model(recipe, tokenizer.config, 0, teacher)
@@ -268,6 +275,9 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
                 cache = folder / "teacher" if recipe.alignment.cache else None
                 aim = Aim(teacher.to(state.device), Views(photos, *views), cache)
         made_by = fingerprint(tokenizer)
-        kept, kept_out = (read_tokens(tokens / split, made_by) for split in ("train", "val"))
+        kept, kept_out = (
+            first_tokens(read_tokens(tokens / split, made_by), recipe.tokens)
+            for split in ("train", "val")
+        )
         task = GeneratorTask(recipe, tokenizer, kept, kept_out, aim, start)
         return train(task, recipe.train, folder)
