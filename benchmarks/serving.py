@@ -77,6 +77,11 @@ class Supervised:
         """Resident, in MB."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
+    def processor(self) -> float:
+        """Seconds of processor time that the present process took."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
     def stop(self) -> int:
         self.wanted = False
         self.process.send_signal(signal.SIGTERM)
@@ -190,6 +195,12 @@ class Load:
             self.counts[what] += 1
 
 
+def _fifths(memory: list[tuple[float, float]]) -> str:
+    """Median of each fifth of a run, in MB, from (share of the requests, MB)."""
+    held = [[rss for share, rss in memory if i <= 5 * share < i + 1] for i in range(5)]
+    return ", ".join(f"{np.median(some):.0f}" if some else "-" for some in held)
+
+
 def measure(
     load: Load, asked: argparse.Namespace, batch: int, clients: int, count: int, kill: bool
 ) -> None:
@@ -201,7 +212,7 @@ def measure(
         exact = asked.precision == "fp32"
         tolerance, levels = (1e-4, 1) if exact else (0.1, 24)
         shares = [list(range(first, count, clients)) for first in range(clients)]
-        memory, started = [], time.perf_counter()
+        memory, started, before = [], time.perf_counter(), server.processor()
         with ThreadPoolExecutor(clients) as pool:
             futures = [
                 pool.submit(load.client, server.port, share, tolerance, levels) for share in shares
@@ -220,6 +231,7 @@ def measure(
             for future in futures:
                 future.result()
         took = time.perf_counter() - started
+        busy = server.processor() - before if server.starts == 1 else float("nan")
         code = server.stop()
         times = np.sort(load.times) * 1000
         warm = [rss for share, rss in memory if share > 0.2]
@@ -227,6 +239,7 @@ def measure(
             "model, precision": f"{asked.model}, {asked.precision}",
             "clients, batch": f"{clients}, {batch}",
             "requests": f"{count:,} in {took:.1f} s: {count / took:.1f} a second",
+            "requests per processor second of the server": f"{count / busy:.1f}",
             "answers": ", ".join(f"{n:,} {what}" for what, n in sorted(load.counts.items())),
             "largest error of tokens": f"{load.worst:.1e}",
             "ms: median, p95, p99, longest": ", ".join(
@@ -234,6 +247,7 @@ def measure(
                 for q in (0.5, 0.95, 0.99, 1)
             ),
             "memory after warm-up": f"{min(warm):.0f} to {max(warm):.0f} MB" if warm else "-",
+            "memory by fifths of the requests": _fifths(memory),
             "starts, exit code": f"{server.starts}, {code}",
         }
         print("\n".join(f"| {name} | {value} |" for name, value in rows.items()), flush=True)

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.postgres import server
+from sqlalchemy import create_engine, text
 
 from softvq.errors import UserError
 from softvq.serve.plan import Criterion, DriftPlan, Plan, plan_yaml, read_plan
@@ -20,9 +23,24 @@ PLAN = Plan(
 )
 
 
-@pytest.fixture
-def store(tmp_path):
-    opened = Store(f"sqlite:///{tmp_path / 'softvq.db'}")
+@pytest.fixture(scope="module")
+def postgres():
+    with server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, tmp_path):
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'softvq.db'}"
+    else:
+        home = create_engine(request.getfixturevalue("postgres") + "postgres")
+        name = "t" + part_hash(request.node.name)
+        with home.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        home.dispose()
+        url = request.getfixturevalue("postgres") + name
+    opened = Store(url)
     yield opened
     opened.close()
 
@@ -84,7 +102,6 @@ def test_what_was_good_for_long_does_not_hide_a_breach(store):
 
 
 def test_automatic_promotion_stops_at_a_hold(store):
-    from dataclasses import replace
 
     rollout = Rollout(store, replace(PLAN, automatic=True))
     compare(rollout, 120, 1.0)
@@ -173,7 +190,8 @@ def test_old_figures_are_forgotten_and_the_log_is_not(store):
 
 def test_a_plan_is_read_as_it_is_written(tmp_path):
     plan = Plan(
-        tokens=8, normal=("良品",), criteria=(Criterion("defect_kept", min=0.8),),
+        tokens=8, normal=("良品",),
+        criteria=(Criterion("defect_kept", min=0.8), Criterion("eye_distance", max=0.3, share=0.9)),
         drift=DriftPlan(reference="photos", window=50),
     )  # fmt: skip
     (tmp_path / "rollout.yaml").write_text(plan_yaml(plan), encoding="utf-8")
@@ -198,18 +216,29 @@ def test_a_studys_plan_is_read(tmp_path, store):
     path.write_text(STUDY.format(decided="true"))
     plan = read_plan(path)
     assert (plan.tokens, plan.least, plan.canary, plan.last) == (16, 59, 0.05, "full")
-    assert plan.criteria == (Criterion("psnr", min=24.1), Criterion("defect_kept", min=0.8))
+    psnr, kept = plan.criteria
+    assert (psnr, kept) == (Criterion("psnr", min=24.1, share=0.95), Criterion("defect_kept", 0.8))
+    # Its PSNR is that of its worst photos: a mean far above it says nothing of them.
+    seen = [Comparison(str(i), "ok", "ok", 23.0 if i % 5 == 0 else 30.0, 0.1) for i in range(300)]
+    assert np.mean([one.psnr for one in seen]) > 28 and measure(psnr, seen, plan).broken
+    seen = [replace(one, psnr=24.2) for one in seen[:59]]
+    assert measure(psnr, seen, plan).holds and not measure(psnr, seen[:40], plan).holds
+    assert str(measure(psnr, seen, plan)).startswith("psnr at least 24.1 in 1 (0.956")
     path.write_text(STUDY.format(decided="false"))
     with pytest.raises(UserError, match="last stage, shadow"):
         Rollout(store, read_plan(path)).promote("ann")
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "plan, said",
     [
         ("tokenz: 3", "did you mean 'tokens'"),
         ("criteria: {beauty: {min: 1}}", "is none of"),
         ("criteria: {psnr: {}}", "give it min or max"),
+        ("criteria: {psnr: {min: 20, share: 2}}", "share must be"),
+        ("criteria: {agreement: {min: 0.9, share: 0.9}}", "is a share itself"),
+        ("criteria: {psnr: {min: high}}", "'high' is no number"),
+        ("roll_back_if_not: {psnr_at_least: 20}", "softvq|stages|form"),
         ("criteria: 7", "should be lines"),
         ("canary: 3", "canary"),
         ("least: 0", "least"),
@@ -218,8 +247,8 @@ def test_a_studys_plan_is_read(tmp_path, store):
         ("a: [", "not valid YAML"),
     ],
 )
-def test_a_bad_plan_is_one_line(tmp_path, text, said):
-    (tmp_path / "rollout.yaml").write_text(text)
+def test_a_bad_plan_is_one_line(tmp_path, plan, said):
+    (tmp_path / "rollout.yaml").write_text(plan)
     with pytest.raises(UserError, match=said):
         read_plan(tmp_path / "rollout.yaml")
 

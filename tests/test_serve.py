@@ -29,6 +29,7 @@ from softvq.serve.client import Client, Refusal
 from softvq.serve.limits import Keys, Limits, Rate
 from softvq.serve.metrics import Metrics
 from softvq.serve.plan import Criterion, Plan
+from softvq.serve.run import _open_files
 
 KEY = "0123456789abcdef0123"
 PLAN = Plan(criteria=(Criterion("agreement", min=0.2),), least=20, window=100)
@@ -113,6 +114,13 @@ def test_reconstruct_says_how_near(client):
         assert Image.open(io.BytesIO(base64.b64decode(found[name]))).size == (256, 256)
 
 
+def test_explain_says_what_so_many_tokens_keep(client):
+    kept = client.explain(photo(1))
+    assert [kept[0]["tokens"], kept[-1]["tokens"]] == [1, 64]
+    assert kept[-1]["psnr"] == client.reconstruct(photo(1))["psnr"] > kept[0]["psnr"]
+    assert kept[-1]["eye_distance"] < kept[0]["eye_distance"]
+
+
 def test_generate_is_one_picture_for_a_seed(client):
     first = client.generate("caltech_leopards", 7)
     assert first == client.generate(2, 7) != client.generate("caltech_leopards", 8)
@@ -179,7 +187,8 @@ def test_keys(server):
 
 def test_a_bomb_a_slow_client_and_idle_connections_stop_nothing(server, client):
     host, port = server.removeprefix("http://").split(":")
-    idle = [socket.create_connection((host, int(port))) for _ in range(200)]
+    _open_files()  # both ends are in this process
+    idle = [socket.create_connection((host, int(port))) for _ in range(1000)]
     slow = socket.create_connection((host, int(port)))
     slow.sendall(
         b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"

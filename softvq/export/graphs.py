@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softvq.generator.families import find_sampler, from_net, to_net
+from softvq.generator.flowmap import FlowMap, SelfGuidance
 from softvq.generator.process import channel_axis, split_channels
 from softvq.tokenizer.model import Tokenizer
 
@@ -146,8 +147,48 @@ class GeneratorGraph(nn.Module):
             return self.generator(x, t, y)
         null = torch.full_like(y, self.generator.config.num_classes)
         both = self.generator(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]))
-        good, bad = both.chunk(2)
+        good, bad = both[: x.shape[0]], both[x.shape[0] :]  # ONNX has no chunks of a free length
         mean, variance = split_channels(good, x)
         worse, _ = split_channels(bad, x)
         guided = worse + self.guidance * (mean - worse)
         return guided if variance is None else torch.cat([guided, variance], channel_axis(x))
+
+
+class FewStepGraph(nn.Module):
+    """Noise float32 [B, L, C], labels int64 [B] and guidance float32 [B], from 1 to the most that
+    the network knows -> normalised latents float32 [B, L, C], one evaluation for each step.
+
+    A flow map without classes reads neither labels nor guidance.
+    """
+
+    times: Tensor
+
+    def __init__(self, generator: FlowMap, steps: int):
+        super().__init__()
+        self.generator = generator
+        self.sampler = find_sampler("flow_map")
+        times = self.sampler.grid(steps, generator.config.process)
+        self.register_buffer("times", times, persistent=False)
+
+    def forward(
+        self, noise: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        config = self.generator.config
+        scale = torch.ones_like(noise[:, 0, 0]) if guidance is None else guidance
+        told = _Told(self.generator, scale)
+        x = to_net(noise, config)
+        return from_net(self.sampler.loop(told, x, self.times, labels, config.process), config)
+
+
+class _Told:
+    """``flowmap.Told`` of scales that are not looked at, as a graph cannot, at all times."""
+
+    def __init__(self, network: FlowMap, scale: Tensor):
+        self.network, self.scale = network, scale
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return self.average(x, t, t, y)
+
+    def average(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        low, high = torch.zeros_like(self.scale), torch.ones_like(self.scale)
+        return self.network(x, t, y, s, SelfGuidance(self.scale, low, high))

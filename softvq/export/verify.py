@@ -44,6 +44,7 @@ class Manifest:
     steps, guidance: unrolled in the generator.  files: SHA-256 by name.
     tolerance: largest error of tokens, relative to the largest token.
     levels: pixels may differ by so many of 255 (99.9% of them).
+    most_guidance: of a generator that takes guidance as an input, from 1 to this; else 0.
     """
 
     format: str
@@ -60,6 +61,7 @@ class Manifest:
     files: dict[str, str]
     tolerance: float
     levels: int
+    most_guidance: float = 0.0
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":

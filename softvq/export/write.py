@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from softvq import coding, models
 from softvq.errors import UserError
 from softvq.export import verify
-from softvq.export.graphs import DecoderGraph, EncoderGraph, GeneratorGraph
+from softvq.export.graphs import DecoderGraph, EncoderGraph, FewStepGraph, GeneratorGraph
 from softvq.export.verify import MANIFEST, PARITY, Manifest
 from softvq.fingerprint import fingerprint
-from softvq.generator.families import draw, family_of, transformer_sample
+from softvq.generator.families import draw, family_of
+from softvq.generator.flowmap import FlowMap
 from softvq.generator.sampler import NoiseStreams
 from softvq.io import replacing, write_atomically
 from softvq.layers import evaluating
@@ -112,6 +113,7 @@ def export(
             files={p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in [*paths, parity]},
             tolerance=1.0 if int8 else TOLERANCE,
             levels=255 if int8 else LEVELS,
+            most_guidance=most_guidance(generator),
         )
         _write_manifest(manifest, made)
         if int8:
@@ -146,13 +148,23 @@ def parts(
         inputs = {"noise": torch.zeros(2, config.tokens, config.channels)}
         if generator.config.num_classes:
             inputs["labels"] = torch.zeros(2, dtype=torch.int64)
-        graph = GeneratorGraph(generator, steps, guidance, SAMPLER)
+        graph: nn.Module = GeneratorGraph(generator, steps, guidance, SAMPLER)
+        if isinstance(generator, FlowMap):
+            graph = FewStepGraph(generator, steps)
+        if most_guidance(generator):
+            inputs["guidance"] = torch.ones(2)
         batches: tuple[dict[int, Any], ...] = tuple({0: ANY} for _ in inputs)
         found.append(Part("generator", graph, inputs, batches, "latents"))
     return found
 
 
-SAMPLER = "dpm_solver"
+SAMPLER = "dpm_solver"  # of generators that take many steps
+
+
+def most_guidance(generator: Any) -> float:
+    """The largest scale that a generator takes as an input; 0 where guidance is no input."""
+    few_step = isinstance(generator, FlowMap) and generator.config.num_classes
+    return float(generator.config.most_guidance) if few_step else 0.0
 
 
 def _generator(source: str | Path) -> tuple[Any, list[str]]:
@@ -161,7 +173,7 @@ def _generator(source: str | Path) -> tuple[Any, list[str]]:
     if not (folder / models.INDEX).is_file():
         return None, []
     found = models.open_parts(source)
-    if family_of(found.generator).sample is not transformer_sample:
+    if not family_of(found.generator).whole:
         warnings.warn(
             "a MAR draws in a loop, which is not exported; encoder and decoder are", stacklevel=2
         )
@@ -295,13 +307,17 @@ def _parity(
         noise = torch.randn(2, config.tokens, config.channels, generator=torch.manual_seed(0))
         labels = torch.arange(2) % max(1, generator.config.num_classes)
         given = labels if generator.config.num_classes else None
-        with evaluating(generator):
-            drawn = draw(
-                generator, _Given(noise), given, steps=steps, guidance=guidance, sampler=SAMPLER
-            )
         arrays["generator/0/noise"] = noise.numpy()
         if given is not None:
             arrays["generator/0/labels"] = given.numpy()
+        options: dict[str, Any] = {"guidance": guidance, "sampler": SAMPLER}
+        if isinstance(generator, FlowMap):
+            scale = torch.tensor([1.0, most_guidance(generator) or 1.0])
+            options = {"guidance": scale}
+            if given is not None:
+                arrays["generator/0/guidance"] = scale.numpy()
+        with evaluating(generator):
+            drawn = draw(generator, _Given(noise), given, steps=steps, **options)
         arrays["generator/0/output"] = drawn.numpy()
     return arrays
 

@@ -9,6 +9,7 @@ a roll-out share their weights here, and their batches are formed where the limi
     POST /v1/reconstruct   photo -> picture          GET /metrics  for Prometheus
     POST /v1/generate      label, seed -> picture    GET /v1/status  model, roll-out, drift
     POST /v1/judge         photo -> verdict, by the path that the roll-out says
+    POST /v1/explain       photo -> what its first k tokens keep of it, for many k
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from softvq import __version__
 from softvq.errors import UserError
+from softvq.explain.contributions import prefix_counts
 from softvq.serve import wire
 from softvq.serve.batching import Full
 from softvq.serve.limits import Limits
@@ -184,6 +186,22 @@ def _routes(server: Server) -> dict[str, Callable[[Request], Awaitable[Response]
         part = asked.part or hashlib.sha256(asked.photo).hexdigest()
         return JSONResponse(await server.verdict(photo, asked.photo, part))
 
+    async def explain(request: Request, body: bytes) -> Response:
+        if not about.nested:
+            raise Refused(501, "this model is not nested: it has one number of tokens")
+        asked = wire.photo_request(request, body)
+        fitted = await server.fitted(await server.photo(asked.photo))
+        latents = await server.encode(fitted)
+        kept = []
+        for count in prefix_counts(about.tokens):  # one after the other: others come between
+            rebuilt = await server.decode(latents[:count])
+            psnr, distance = await server.batcher(("near",), (fitted, rebuilt))
+            kept.append({
+                "tokens": count, "bytes": count * about.channels * 2, "psnr": round(psnr, 2),
+                "eye_distance": round(distance, 4),
+            })  # fmt: skip
+        return JSONResponse({"kept": kept})
+
     async def status(request: Request, body: bytes) -> Response:
         return JSONResponse(await asyncio.to_thread(server.status))
 
@@ -198,8 +216,8 @@ def _routes(server: Server) -> dict[str, Callable[[Request], Awaitable[Response]
 
     return {
         "encode": handled(encode), "decode": handled(decode), "reconstruct": handled(reconstruct),
-        "generate": handled(generate), "judge": handled(judge), "status": handled(status),
-        "health": alive, "ready": ready, "metrics": metrics,
+        "generate": handled(generate), "judge": handled(judge), "explain": handled(explain),
+        "status": handled(status), "health": alive, "ready": ready, "metrics": metrics,
     }  # fmt: skip
 
 

@@ -71,6 +71,10 @@ class Client:
         """The verdict on a photo, by the path that the roll-out says."""
         return json.loads(self.ask("/v1/judge", _bytes(photo), {"part": part}))
 
+    def explain(self, photo: str | PathLike[str] | bytes) -> list[dict[str, Any]]:
+        """What the first k tokens keep of a photo, for many k: bytes, PSNR, distance to the eye."""
+        return json.loads(self.ask("/v1/explain", _bytes(photo)))["kept"]
+
     def status(self) -> dict[str, Any]:
         """Model, roll-out and drift."""
         return json.loads(self.ask("/v1/status"))

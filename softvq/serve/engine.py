@@ -155,6 +155,9 @@ class OnnxEngine:
             [np.random.default_rng(s).standard_normal(shape, np.float32) for s in seeds]
         )
         given = {"labels": np.array(labels, np.int64)} if self.manifest.classes else {}
+        if most := self.manifest.most_guidance:
+            scale = min(self.manifest.guidance, most)
+            given["guidance"] = np.full(len(labels), scale, np.float32)
         return self.generator(noise=noise, **given)
 
     def close(self) -> None:

@@ -24,6 +24,8 @@ class Evidence:
     """A criterion and what live photos say of it.
 
     holds: the whole interval is on the right side.  broken: the whole interval is on the wrong one.
+    share: where each photo is put to the limit, the share that must keep to it; value and interval
+    are then of that share.
     """
 
     metric: str
@@ -35,30 +37,35 @@ class Evidence:
     photos: int
     holds: bool
     broken: bool
+    share: float | None = None
 
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.metric}: not measured yet"
         words = "at least" if self.sense == "min" else "at most"
         ends = "" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})"
-        state = "holds" if self.holds else "broken" if self.broken else "not proven"
-        return (
-            f"{self.metric} {self.value:.4g}{ends} of {self.photos} photos, {words} "
-            f"{self.limit:g}: {state}"
-        )
+        found, state = f"{self.value:.4g}{ends} of {self.photos} photos", self._state()
+        if self.share is None:
+            return f"{self.metric} {found}, {words} {self.limit:g}: {state}"
+        return f"{self.metric} {words} {self.limit:g} in {found}, wanted in {self.share:g}: {state}"
+
+    def _state(self) -> str:
+        return "holds" if self.holds else "broken" if self.broken else "not proven"
 
 
 def measure(criterion: Criterion, seen: Sequence[Comparison], plan: Plan) -> Evidence:
     """Put a criterion to comparisons; photos of one part are one piece of evidence."""
-    figure = _figure(criterion.metric, seen, plan)
+    figure = _figure(criterion, seen, plan)
     sense, limit = ("min", criterion.min) if criterion.max is None else ("max", criterion.max)
     assert limit is not None
     holds = broken = False
     if figure is not None and figure.low is not None and figure.high is not None:
-        above, below = figure.low >= limit, figure.high < limit
-        holds, broken = (above, below) if sense == "min" else (
-            figure.high <= limit, figure.low > limit
-        )  # fmt: skip
+        if criterion.share is not None:
+            holds, broken = figure.low >= criterion.share, figure.high < criterion.share
+        elif sense == "min":
+            holds, broken = figure.low >= limit, figure.high < limit
+        else:
+            holds, broken = figure.high <= limit, figure.low > limit
     return Evidence(
         criterion.metric,
         limit,
@@ -69,10 +76,12 @@ def measure(criterion: Criterion, seen: Sequence[Comparison], plan: Plan) -> Evi
         figure.n or 0 if figure else 0,
         holds,
         broken,
+        criterion.share,
     )
 
 
-def _figure(metric: str, seen: Sequence[Comparison], plan: Plan) -> Figure | None:
+def _figure(criterion: Criterion, seen: Sequence[Comparison], plan: Plan) -> Figure | None:
+    metric = criterion.metric
     if metric == "defect_kept":
         seen = [one for one in seen if one.today not in plan.normal]
     if metric == "false_alarms":
@@ -86,7 +95,11 @@ def _figure(metric: str, seen: Sequence[Comparison], plan: Plan) -> Figure | Non
     if metric in shares:
         kept = np.array([shares[metric](one) for one in seen], bool)
         return intervals.share(kept, groups, plan.confidence)
-    return intervals.mean(np.array([getattr(one, metric) for one in seen]), groups, plan.confidence)
+    values = np.array([getattr(one, metric) for one in seen])
+    if criterion.share is None:
+        return intervals.mean(values, groups, plan.confidence)
+    kept = values >= criterion.min if criterion.max is None else values <= criterion.max
+    return intervals.share(kept, groups, plan.confidence)
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,10 @@ ROUTES: dict[str, tuple[str, str, str, Any, list[Any], tuple[str, ...]]] = {
         "POST", "/v1/judge", "The verdict on a photo, by the path of the roll-out's stage.", PHOTO,
         [PART], ("application/json",),
     ),
+    "explain": (
+        "POST", "/v1/explain", "What a photo's first k tokens keep of it, for many k.", PHOTO, [],
+        ("application/json",),
+    ),
     "status": ("GET", "/v1/status", "Model, roll-out and drift.", None, [], ("application/json",)),
     "health": ("GET", "/health", "Whether the process lives.", None, [], ("application/json",)),
     "ready": ("GET", "/ready", "Whether it takes requests.", None, [], ("application/json",)),
@@ -252,7 +256,7 @@ REASONS = {
     "422": "A photo, tokens or a value that cannot be used.",
     "429": "Too many requests; Retry-After says when to come again.",
     "500": "The model gave no answer.",
-    "501": "This server has no generator.",
+    "501": "This server has no generator; its model is not nested.",
     "503": "Not ready yet.",
 }
 ERROR = {

@@ -20,6 +20,7 @@ const SAY = {
     judge: (j) => `· judged ${j.verdict} (${(100 * j.score).toFixed(0)}%)`,
     chart: (n, one) => `The largest drift figure of the last ${n} windows; the dashed line is the threshold, one false alarm in ${one} windows.`,
     failed: "The server does not answer.", other: "日本語",
+    share: "share of the photos",
     metric: { agreement: "Verdicts that agree", defect_kept: "Defects kept", false_alarms: "False alarms", psnr: "PSNR (dB)", eye_distance: "Distance to the eye" },
   },
   ja: {
@@ -40,6 +41,7 @@ const SAY = {
     judge: (j) => `・判定 ${j.verdict} (${(100 * j.score).toFixed(0)}%)`,
     chart: (n, one) => `直近${n}窓のずれの最大値。破線は警報の境界で、誤警報は${one}窓に1回です。`,
     failed: "サーバーが応答しません。", other: "English",
+    share: "写真の割合",
     metric: { agreement: "判定の一致", defect_kept: "欠陥の保持", false_alarms: "誤検出", psnr: "PSNR (dB)", eye_distance: "見た目の距離" },
   },
 };
@@ -195,13 +197,15 @@ function show() {
   $("evidence").replaceChildren(...rollout.evidence.map((e) => {
     const item = document.createElement("li");
     const state = e.holds ? "holds" : e.broken ? "broken" : "open";
-    const limit = language === "ja"
-      ? `${e.limit}${say(e.sense === "min" ? "least" : "most")}`
-      : `${say(e.sense === "min" ? "least" : "most")} ${e.limit}`;
+    const bound = (number, sense) => language === "ja"
+      ? `${number}${say(sense === "min" ? "least" : "most")}`
+      : `${say(sense === "min" ? "least" : "most")} ${number}`;
+    const limit = e.share === null ? bound(e.limit, e.sense) : bound(e.share, "min");
+    const each = e.share === null ? "" : ` ${bound(e.limit, e.sense)} (${say("share")})`;
     const value = e.value === null ? "–" : e.value.toPrecision(3);
     const ends = e.low === null ? "" : ` [${e.low.toPrecision(3)}, ${e.high.toPrecision(3)}]`;
     item.className = state;
-    item.textContent = `${say("metric")[e.metric]}: ${value}${ends}, ${limit}: ${say(state)}`;
+    item.textContent = `${say("metric")[e.metric]}${each}: ${value}${ends}, ${limit}: ${say(state)}`;
     return item;
   }));
 }
