@@ -19,6 +19,7 @@ from softvq.cli import main
 from softvq.coding import reconstruct_all
 from softvq.evaluate.regions import Region
 from softvq.models import open_tokenizer
+from softvq.precision import computing
 from softvq.outputs import RECORD, Record
 from softvq.study.photos.inspect import inspect_photos
 from softvq.study.photos.pieces import choose_tile, cut, divide
@@ -101,7 +102,8 @@ def test_figures_are_those_of_the_exported_tokenizer(studied):
     tokenizer = open_tokenizer(out / "models" / "pca")
     pieces = np.load(out / "pieces.npy")
     store = torch.from_numpy(pieces).permute(0, 3, 1, 2) / 127.5 - 1
-    _, rebuilt = reconstruct_all(tokenizer, store)
+    with computing("auto", tokenizer):  # as encode and decode do by default
+        _, rebuilt = reconstruct_all(tokenizer, store)
     error = ((rebuilt / 255.0 - pieces / 255.0) ** 2).mean((1, 2, 3))
     psnr = float((-10 * np.log10(error)).mean())
     by_name = {c["name"]: c for c in results(out)["candidates"]}

@@ -19,6 +19,7 @@ from softvq.errors import UserError
 from softvq.layers import evaluating
 from softvq.models import open_tokenizer
 from softvq.options import Trained
+from softvq.precision import computing
 from softvq.quality import lengths_tried
 from softvq.recipe import TokenizerRecipe, load_recipe, recipe_yaml
 from softvq.study.settings import Settings
@@ -194,10 +195,10 @@ def encode(tokenizer: Tokenizer, pieces: Store) -> Latents:
     device = pick_device()
     tokenizer = tokenizer.to(device)
     found, spent = [], 0.0
-    with evaluating(tokenizer):
+    with evaluating(tokenizer), computing("auto", tokenizer):
         for some in batches(pieces, size_of(tokenizer), BATCH):
             started = time.perf_counter()
-            found.append(tokenizer.encode(some.to(device)).latents.cpu())
+            found.append(tokenizer.encode(some.to(device)).latents.float().cpu())
             spent += time.perf_counter() - started
     return Latents(torch.cat(found), len(pieces) / max(spent, 1e-9))
 
@@ -205,7 +206,7 @@ def encode(tokenizer: Tokenizer, pieces: Store) -> Latents:
 def decode(tokenizer: Tokenizer, latents: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
     """Pictures of the first ``count`` tokens, batch by batch, [b, 3, H, W] in [-1, 1]."""
     device = tokenizer.latent_mean.device
-    with evaluating(tokenizer):
+    with evaluating(tokenizer), computing("auto", tokenizer):
         for some in latents[:, :count].split(BATCH):
             yield tokenizer.decode(some.to(device)).float().clamp(-1, 1).cpu()
 
