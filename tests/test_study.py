@@ -19,8 +19,8 @@ from softvq.cli import main
 from softvq.coding import reconstruct_all
 from softvq.evaluate.regions import Region
 from softvq.models import open_tokenizer
-from softvq.precision import computing
 from softvq.outputs import RECORD, Record
+from softvq.precision import computing
 from softvq.study.photos.inspect import inspect_photos
 from softvq.study.photos.pieces import choose_tile, cut, divide
 from softvq.study.settings import Known, Settings
