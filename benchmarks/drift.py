@@ -1,26 +1,29 @@
 """Drift: how often windows of unchanged photos alarm, and how soon changes are found.
 
-    python benchmarks/drift.py --data FOLDER [FOLDER ..] [--windows 5000] [--window 100]
+    python benchmarks/drift.py --data FOLDER [FOLDER ..] [--windows 5000] [--window 50]
 
-For each folder: half of its photos, at random, are the reference, the other half the stream.
-False alarms: windows drawn at random out of the stream. Changes, mixed into the stream (``--share``
-of the photos, 1 by default): blur, brightness, a colour cast, and the photos of another folder as a
-new class. Printed: the photos until the first alarm, over 20 streams. Prints a table.
+Photos of each folder are encoded and decoded once. Five times they are cut at random into a
+reference, five eighths of them, and a stream of unchanged photos. False alarms: windows drawn at
+random out of the streams, as many of each cut. Changes are mixed into the stream (``--share`` of
+the photos): blur, brightness, a colour cast, and the photos of the next folder as a new class.
+Printed: the photos from the change to the first alarm over 20 streams, median and longest. What was
+looked at is kept in ``--keep``, so that a run that is started again goes on.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from softvq import images
-from softvq.serve.drift import Detector, Photo, Photos, explain, rolling
+from softvq.serve.drift import FIGURES, Detector, Photo, Photos
 from softvq.serve.engine import TorchEngine
 from softvq.serve.reference import observe, photos_of
 
-STREAMS = 20
+CUTS, STREAMS, STRIDE, MOST = 5, 20, 10, 400
 
 
 def blurred(photo: np.ndarray) -> np.ndarray:
@@ -39,16 +42,36 @@ def cast(photo: np.ndarray) -> np.ndarray:
 
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "blur": blurred, "brightness +20%": brighter, "colour cast 8%": cast,
+    "none": lambda photo: photo, "blur": blurred, "brightness +20%": brighter,
+    "colour cast 8%": cast,
 }  # fmt: skip
 
 
-def read(folder: str, most: int) -> list[tuple[str, np.ndarray]]:
-    names, photo = photos_of(folder)
-    chosen = np.random.default_rng(0).permutation(len(names))[:most]
-    return [
-        (names[i], np.asarray(images.fit(Image.fromarray(photo(i)), (256, 256)))) for i in chosen
-    ]
+class Seen:
+    """Photos of folders, changed and not, as drift looks at them; kept in a folder."""
+
+    def __init__(self, model: str, keep: Path):
+        self.engine, self.keep = TorchEngine(model), keep
+        keep.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, folder: str, change: str, most: int) -> list[Photo]:
+        path = self.keep / f"{Path(folder).name}-{change.split()[0]}-{most}.npz"
+        if not path.is_file():
+            named = tqdm(self.changed(folder, change, most), desc=path.stem, unit="img")
+            looked = list(observe(named, self.engine, None, self.engine.about.tokens))
+            np.savez(
+                path, tokens=[p.tokens for p in looked], errors=[p.error for p in looked],
+                health=[p.health for p in looked],
+            )  # fmt: skip
+        with np.load(path) as held:
+            rows = zip(held["tokens"], held["errors"].tolist(), held["health"], strict=True)
+            return [Photo(tokens, error, health, np.nan) for tokens, error, health in rows]
+
+    def changed(self, folder: str, change: str, most: int) -> Iterator[tuple[str, np.ndarray]]:
+        names, read = photos_of(folder)
+        for i in np.random.default_rng(0).permutation(len(names))[:most].tolist():
+            photo = images.fit(Image.fromarray(read(i)), self.engine.about.size)
+            yield names[i], CHANGES[change](np.asarray(photo))
 
 
 def main() -> None:
@@ -56,67 +79,70 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--model", default="shipped")
     parser.add_argument("--windows", type=int, default=5000)
-    parser.add_argument("--window", type=int, default=100)
+    parser.add_argument("--window", type=int, default=50)
     parser.add_argument("--one-in", type=int, default=1000)
-    parser.add_argument("--photos", type=int, default=2000)
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--photos", type=int, default=400)
+    parser.add_argument("--changed", type=int, default=120)
+    parser.add_argument("--share", type=float, nargs="+", default=[1.0, 0.5])
+    parser.add_argument("--keep", type=Path, default=Path("drift-benchmark"))
     asked = parser.parse_args()
-    engine = TorchEngine(asked.model)
+    seen = Seen(asked.model, asked.keep)
+    columns = [*[*CHANGES][1:], "new class"]
+    print(f"| photos | reference, window | false alarms | changed | {' | '.join(columns)} |")
+    print("|---" * (4 + len(columns)) + "|")
+    for folder, other in zip(asked.data, [*asked.data[1:], asked.data[0]], strict=True):
+        print(row(seen, folder, other, asked), flush=True)
 
-    def look(some: list[tuple[str, np.ndarray]], what: str) -> list[Photo]:
-        bar = tqdm(some, desc=what, unit="img")
-        return list(observe(bar, engine, None, engine.about.tokens))
 
-    held = {folder: read(folder, asked.photos) for folder in asked.data}
-    print("| photos | reference | false alarms | blur | brightness | cast | new class |")
-    print("|---|---|---|---|---|---|---|")
-    for folder, photos in held.items():
-        half = len(photos) // 2
-        reference = Photos.of(look(photos[:half], "reference"))
-        window = min(asked.window, half // 5)
-        detector = Detector(reference, window, asked.one_in)
-        still = look(photos[half:], "stream")
-        draw = np.random.default_rng(1)
-        alarms = sum(
-            detector.look(
-                Photos.of([still[i] for i in draw.permutation(len(still))[:window]])
-            ).alarm
-            for _ in range(asked.windows)
-        )
-        found = []
-        other = next(name for name in [*held, folder] if name != folder or len(held) == 1)
-        changed = {
-            name: look([(n, change(p)) for n, p in photos[half:]], name)
-            for name, change in CHANGES.items()
-        } | {"new class": look(held[other], "new class")}
-        for after in changed.values():
-            found.append(until(detector, still, after, asked.share, window))
-        cells = " | ".join(found)
-        print(
-            f"| {folder} | {half}, windows of {window} | {alarms} of {asked.windows} | {cells} |",
-            flush=True,
-        )
+def row(seen: Seen, folder: str, other: str, asked: argparse.Namespace) -> str:
+    """One folder's lines of the table; ``other``: the folder of the new class."""
+    still = Photos.of(seen(folder, "none", asked.photos))
+    changed = {
+        name: Photos.of(seen(folder, name, asked.changed)) for name in CHANGES if name != "none"
+    } | {"new class": Photos.of(seen(other, "none", asked.photos))}
+    photos, draw, alarms = len(still.tokens), np.random.default_rng(1), 0
+    count = photos * 5 // 8
+    for _ in range(CUTS):
+        order = draw.permutation(photos)
+        detector = Detector(part(still, order[:count]), asked.window, asked.one_in)
+        for _ in range(asked.windows // CUTS):
+            chosen = draw.permutation(order[count:])[: asked.window]
+            alarms += detector.look(part(still, chosen)).alarm
+    first = f"{Path(folder).name} | {count}, {asked.window} | {alarms} of {asked.windows}"
+    lines = []
+    for share in asked.share:
+        found = [until(detector, still, order[count:], after, share) for after in changed.values()]
+        lines.append(f"| {first if not lines else ' | |'} | {share:.0%} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def part(photos: Photos, which: np.ndarray) -> Photos:
+    return Photos(photos.tokens[which], photos.scalars[which], photos.channels)
 
 
 def until(
-    detector: Detector, still: list[Photo], after: list[Photo], share: float, window: int
+    detector: Detector, still: Photos, stream: np.ndarray, after: Photos, share: float
 ) -> str:
-    """Photos from the change to the first alarm: median and longest of the streams, and words."""
-    draw, counts, said = np.random.default_rng(2), [], ""
+    """Photos from the change to the first alarm: median and longest, and the figure that told."""
+    draw, counts, told = np.random.default_rng(2), [], []
+    window, most = detector.window, len(stream)
+    every = Photos(
+        np.concatenate([still.tokens[stream], after.tokens]),
+        np.concatenate([still.scalars[stream], after.scalars]), still.channels,
+    )  # fmt: skip
     for _ in range(STREAMS):
-        stream = [still[i] for i in draw.integers(len(still), size=window)]
-        for _ in range(400):
-            pool = after if draw.random() < share else still
-            stream.append(pool[draw.integers(len(pool))])
-        step, passed = 10, None
-        for number, some in enumerate(rolling(stream, window, step)):
-            verdict = detector.look(Photos.of(some))
-            if number and verdict.alarm:
-                passed = number * step
-                said = said or explain(verdict, Photos.of(some))[0]
+        new = most + draw.integers(len(after.tokens), size=MOST)
+        mixed = np.where(draw.random(MOST) < share, new, draw.integers(most, size=MOST))
+        passing = np.concatenate([draw.permutation(most)[:window], mixed])
+        passed = np.inf
+        for end in range(STRIDE, MOST + 1, STRIDE):
+            verdict = detector.look(part(every, passing[end : end + window]))
+            if verdict.alarm:
+                passed = end
+                told.append(max(verdict.figures, key=lambda name: verdict.figures[name]))
                 break
-        counts.append(passed if passed is not None else np.inf)
-    return f"{np.median(counts):.0f}, at most {max(counts):.0f} ({said})"
+        counts.append(passed)
+    return f"{np.median(counts):.0f}, at most {max(counts):.0f} ({max(FIGURES, key=told.count)})"
 
 
 if __name__ == "__main__":

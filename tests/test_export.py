@@ -43,6 +43,7 @@ def tokenizer(network: str = "vit", nested: bool = False) -> Tokenizer:
             height=16, width=24, patch=8, tokens=4, channels=8, codebook_size=16, network=network,
             nested=nested, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
             decoder_depth=1, decoder_heads=2, l2_norm=network == "vit",
+            codebooks=2 if network == "spectral" else 1, codebook_axis="channels",
         )
     ).eval()  # fmt: skip
     with torch.no_grad():
@@ -115,7 +116,7 @@ def test_a_flow_maps_graph_takes_guidance_as_an_input():
 @pytest.mark.parametrize("kind", ["sit", "flowmap"])
 def test_a_generators_file_takes_any_batch(tmp_path, kind):
     """A guided batch was cut in halves by a chunk, which ONNX does not have for a free length."""
-    from softvq.export.write import parts, write_onnx
+    from softvq.export.write import _quantise, parts, write_onnx
 
     made = {"sit": SiT(SiTConfig(**SHAPE)), "flowmap": FlowMap(FlowMapConfig(**SHAPE))}[kind]
     part = parts(tokenizer(), stirred(made), 1, 2.0)[2]
@@ -131,6 +132,15 @@ def test_a_generators_file_takes_any_batch(tmp_path, kind):
             given["guidance"] = options["guidance"].numpy()
         wanted = draw(made, NoiseStreams(0, range(count)), y, steps=1, **options).numpy()
         assert np.abs(run(**given) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    # Every linear layer becomes integers, and no other product.
+    import onnx
+
+    _quantise(tmp_path / "generator.onnx")
+    done = [node.op_type for node in onnx.load(tmp_path / "generator.onnx").graph.node]
+    layers = sum(isinstance(module, torch.nn.Linear) for module in made.modules())
+    assert sum("MatMulInteger" in kind for kind in done) == layers
+    found = verify.open_onnx(tmp_path / "generator.onnx")(**given)
+    assert 1e-4 < np.abs(found - wanted).max() / np.abs(wanted).max() < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +168,18 @@ def test_photos_of_any_size_and_number(exported):
         photos = random.integers(0, 256, (count, height, width, 3)).astype(np.uint8)
         wanted = coding.encode_all(made, [Image.fromarray(photo) for photo in photos]).numpy()
         assert np.abs(encode(pixels=photos) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_codewords_stay_exact_in_8_bits(exported, tmp_path):
+    """Integers have no product of several codebooks, and a transform in them is a worse one."""
+    from softvq.export.write import _quantise
+
+    shutil.copy(exported / "encoder.onnx", tmp_path)
+    _quantise(tmp_path / "encoder.onnx")
+    photo = odd_photo()[None]
+    wanted = verify.open_onnx(exported / "encoder.onnx")(pixels=photo)
+    found = verify.open_onnx(tmp_path / "encoder.onnx")(pixels=photo)
+    assert 0 < np.abs(found - wanted).max() / np.abs(wanted).max() < 0.05
 
 
 def test_a_damaged_weight_is_found(exported, tmp_path):

@@ -252,17 +252,44 @@ OPENERS = {"onnx": verify.open_onnx, "torch": open_program}
 
 
 def _quantise(path: Path) -> None:
+    """Weights of linear layers as 8-bit integers, a scale for each output; nothing else.
+
+    Products with constants that are no layer's, such as a cosine transform or codewords, stay
+    float32: an error there is one of every token.
+    """
+    import onnx
+    from onnx import numpy_helper
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(path)
+    weights = {one.name: one for one in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Transpose"]:
+        # A weight that several steps share is transposed when the graph runs.
+        if node.input[0] in weights and len(weights[node.input[0]].dims) == 2:
+            turned = numpy_helper.to_array(weights[node.input[0]]).T.copy()
+            model.graph.initializer.append(numpy_helper.from_array(turned, node.output[0]))
+            model.graph.node.remove(node)
+    others = [n.name for n in model.graph.node if n.op_type in LINEAR and not _is_layer(n)]
     with _hushed():
         logging.getLogger().disabled, before = True, logging.getLogger().disabled
         try:
             quantize_dynamic(
-                path, path, per_channel=True, weight_type=QuantType.QInt8,
-                op_types_to_quantize=["MatMul", "Gemm"],
+                model, path, per_channel=True, weight_type=QuantType.QInt8,
+                op_types_to_quantize=LINEAR, nodes_to_exclude=others,
             )  # fmt: skip
         finally:
             logging.getLogger().disabled = before
+
+
+LINEAR = ["MatMul", "Gemm"]
+
+
+def _is_layer(node: Any) -> bool:
+    """Whether a product is a linear layer's, by what torch's exporter notes beside it."""
+    return any(
+        one.key == "pkg.torch.onnx.class_hierarchy" and "aten.linear" in one.value
+        for one in node.metadata_props
+    )
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
