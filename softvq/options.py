@@ -727,11 +727,12 @@ class Export:
     """Whose layout: that of the reference implementation; ONNX, for onnxruntime and others; or
     programs of torch.export. The last two prove themselves with `softvq verify`."""
     int8: bool = False
-    """With onnx: weights of matrix products as 8-bit integers."""
+    """With onnx: weights of linear layers as 8-bit integers."""
     steps: Count = 4
     """With onnx and torch: sampling steps of the generator, where the model has one."""
     guidance: Number = 1.5
-    """With onnx and torch: its guidance scale; 1 is none."""
+    """With onnx and torch: its guidance scale; 1 is none. A few-step generator takes it as an
+    input, and this is what a server asks of it."""
 
     def __post_init__(self) -> None:
         if self.int8 and self.format != "onnx":

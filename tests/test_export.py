@@ -110,6 +110,21 @@ def test_a_flow_maps_graph_takes_guidance_as_an_input():
         assert not torch.allclose(FewStepGraph(network, 1)(noise, y, scale.flip(0)), found)
 
 
+def test_a_flow_maps_parity_holds_guidance():
+    from softvq.export.write import _parity, most_guidance
+
+    network = stirred(FlowMap(FlowMapConfig(**SHAPE)))
+    arrays = _parity(tokenizer(), network, 2, 1.5)
+    given = [
+        torch.from_numpy(arrays[f"generator/0/{name}"]) for name in ("noise", "labels", "guidance")
+    ]
+    assert given[2].tolist() == [1.0, most_guidance(network)] == [1.0, 4.0]
+    with torch.no_grad():
+        found = FewStepGraph(network, 2)(*given).numpy()
+    assert np.allclose(found, arrays["generator/0/output"], atol=1e-5)
+    assert most_guidance(SiT(SiTConfig(**SHAPE))) == 0
+
+
 # ---- files ----
 
 

@@ -68,7 +68,7 @@ def export(
 ) -> list[verify.Check]:
     """Write an export of a model's directory, of a pipeline's or of ``"shipped"``; and verify it.
 
-    ``int8``: weights of matrix products as 8-bit integers (ONNX). ``steps``, ``guidance``: of the
+    ``int8``: weights of linear layers as 8-bit integers (ONNX). ``steps``, ``guidance``: of the
     generator, where there is one. Raises UserError if the tokenizer is not ours, the target holds
     anything else, or what was written does not compute what softvq does.
     """
