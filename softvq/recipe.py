@@ -51,7 +51,16 @@ class TrainConfig:
     """Images that the whole run sees. A larger number in the same folder goes on with the run, at
     the rate that a run of the new length would have there; all else must be the same."""
     batch: int = 64
-    """Images in each step."""
+    """Images in each step, of all processes together."""
+    accumulate: int = 1
+    """Passes that a process makes of its part of a step's images, whose gradients add up: for
+    batches that do not fit. Averages over a batch (batch norm, entropy, LeCAM, how codebooks are
+    used) are then those of a pass, over all processes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share a model: each has it whole, or each a share of its weights and
+    of its optimizer's state. An adversary is always whole."""
+    recompute: bool = False
+    """Keep of every block only its input, and compute it twice: less memory, a third more work."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
     lr: float = 2e-3
@@ -75,7 +84,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of matrix products; auto is bf16 where the hardware multiplies it natively."""
     compile: bool = False
-    """Have torch compile the network."""
+    """Have torch compile the network, block by block."""
     seed: int = 0
     """Seed of everything that is drawn at random."""
     log_every: int = 1_000
@@ -89,7 +98,8 @@ class TrainConfig:
         ever = MOST
         check_fields(self, "train.")
         check_ranges(
-            self, "train", images=(1, ever), batch=(1, 10**6), lr=(0, 10), muon_lr=(0, 10),
+            self, "train", images=(1, ever), batch=(1, 10**6),
+            accumulate=(1, 10**6), lr=(0, 10), muon_lr=(0, 10),
             layer_decay=(1e-3, 1), weight_decay=(0, 100), warmup=(0, ever), final_lr=(0, 1),
             clip=(1e-6, 1e6), ema_halflife=(0, ever), seed=(0, ever), log_every=(1, ever),
             evaluate_every=(1, ever), checkpoint_every=(1, ever),

@@ -421,7 +421,9 @@ def test_ranks_share_every_global_batch(world):
     options = {"count": 23, "batch": 8, "stop": 60}
     shares = [list(data.Positions(**options, rank=r, world=world)) for r in range(world)]
     for i, batch in enumerate(data.Positions(**options)):
-        assert [share[i] for share in shares] == [batch[r::world] for r in range(world)]
+        assert [share[i] for share in shares] == [
+            batch[r * len(batch) // world : (r + 1) * len(batch) // world] for r in range(world)
+        ]
     with pytest.raises(ValueError):
         data.Positions(count=23, batch=9, stop=60, world=2)
     with pytest.raises(ValueError):

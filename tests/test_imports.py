@@ -15,7 +15,7 @@ ROOMS = [
     "errors fields",
     "checks",
     "io",
-    "outputs device",
+    "outputs device processes",
     "images layers",
     "eye",
     "data. data",

@@ -67,9 +67,10 @@ class Positions(torch.utils.data.Sampler[list[tuple[int, int]]]):
     permutation of the ``count`` = N photos for every pass, drawn from (seed, pass). So the order
     does not depend on the batch size, and resuming needs no state but ``start``.
 
-    ``batch`` is the global batch: of each one, ``rank`` takes every ``world``-th position. The
-    last batch is cut so that exactly ``stop`` is reached. Raises UserError if batch or
-    stop - start is not a multiple of ``world`` (the ranks would wait for each other for ever).
+    ``batch`` is the global batch: of its ``world`` equal parts, in order, process ``rank`` takes
+    one, and gives it in ``pieces`` equal lists, one after the other. The last batch is cut so that
+    exactly ``stop`` is reached. Raises UserError if batch or stop - start is not a multiple of
+    world x pieces (the processes would wait for each other for ever).
     """
 
     def __init__(
@@ -81,27 +82,32 @@ class Positions(torch.utils.data.Sampler[list[tuple[int, int]]]):
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        pieces: int = 1,
     ):
-        if batch % world or (stop - start) % world:
-            raise UserError(f"batch {batch} and {stop - start} images must divide by world {world}")
+        if batch % (world * pieces) or (stop - start) % (world * pieces):
+            raise UserError(
+                f"train.batch {batch} and the {stop - start} images that are left must divide by "
+                f"{world} processes x {pieces} passes (train.accumulate)"
+            )
         self.count, self.batch, self.stop, self.start = count, batch, stop, start
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.pieces = seed, rank, world, pieces
 
     def __len__(self) -> int:
-        return math.ceil(max(self.stop - self.start, 0) / self.batch)
+        return math.ceil(max(self.stop - self.start, 0) / self.batch) * self.pieces
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         current, order = -1, np.empty(0, np.int64)
         for first in range(self.start, self.stop, self.batch):
-            last = min(first + self.batch, self.stop)
-            items = []
-            for position in range(first + self.rank, last, self.world):
-                epoch, place = divmod(position, self.count)
-                if epoch != current:
-                    current = epoch
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-                items.append((int(order[place]), position))
-            yield items
+            size = min(self.batch, self.stop - first) // (self.world * self.pieces)
+            for piece in range(self.rank * self.pieces, (self.rank + 1) * self.pieces):
+                items = []
+                for position in range(first + piece * size, first + (piece + 1) * size):
+                    epoch, place = divmod(position, self.count)
+                    if epoch != current:
+                        current = epoch
+                        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+                    items.append((int(order[place]), position))
+                yield items
 
 
 def fixed_batches(store: Store, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

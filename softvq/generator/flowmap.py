@@ -35,6 +35,7 @@ from softvq.generator.guidance import Guided
 from softvq.generator.process import LINEAR, TIME_LAWS, drop_labels, per_sample
 from softvq.generator.transformer import SiT, TokenTransformer
 from softvq.layers import full_precision, timestep_embedding
+from softvq.processes import ours, randn, whole
 
 
 @dataclass
@@ -187,7 +188,7 @@ def draw_times(
     """
     one, other = (TIME_LAWS[time](LINEAR, count, rng, device) for _ in range(2))
     s, t = torch.minimum(one, other), torch.maximum(one, other)
-    u = torch.rand(2, count, generator=rng, device=device)
+    u = ours(torch.rand(2, whole(count), generator=rng, device=device), dim=1)
     t = torch.where(u[0] < objective.whole, 1.0, t)
     s = torch.where(u[1] < objective.whole, 0.0, s)
     spans = torch.arange(count, device=device) < spans_of(count, objective)
@@ -206,7 +207,7 @@ def draw_guidance(
 
     The others have low in 0..0.5 and high in 0.5..1 (Geng et al. 2025b).
     """
-    u = torch.rand(4, count, generator=rng, device=device)
+    u = ours(torch.rand(4, whole(count), generator=rng, device=device), dim=1)
     everywhere = u[1] < 0.5
     low, high = torch.where(everywhere, 0.0, u[2] / 2), torch.where(everywhere, 1.0, 1 - u[3] / 2)
     return SelfGuidance(most ** u[0], low, high)
@@ -295,7 +296,7 @@ def flow_map_loss(
     objective = objective or FewStepConfig()
     count, device = x0.shape[0], rng.device if rng else x0.device
     s, t = (z.to(x0) for z in draw_times(count, objective, time, rng, device))
-    noise = torch.randn(x0.shape, generator=rng, device=device).to(x0)
+    noise = randn(x0.shape, rng, device).to(x0)
     told = draw_guidance(count, config.most_guidance, rng, device)
     told = SelfGuidance(told.scale.to(x0), told.low.to(x0), told.high.to(x0))
     null = torch.full((count,), config.num_classes, device=x0.device)

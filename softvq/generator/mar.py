@@ -37,6 +37,7 @@ from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
 from softvq.generator.transformer import FinalLayer, layer_norm
 from softvq.io import load_model, save_model
 from softvq.layers import LabelEmbedder, Mlp, TimeEmbedder, modulate
+from softvq.processes import ours, randn, whole
 from softvq.tokenizer.vit import Block
 
 
@@ -222,11 +223,12 @@ def training_loss(
     device = rng.device if rng else x0.device
     batch, tokens = x0.shape[:2]
     hide = draw_hidden(tokens, rng)
-    order = torch.rand(batch, tokens, generator=rng, device=device).argsort(1).to(x0.device)
+    draws = ours(torch.rand(whole(batch), tokens, generator=rng, device=device))
+    order = draws.argsort(1).to(x0.device)
     shown, hidden = order.split([tokens - hide, hide], dim=1)
     target = take(x0, hidden).repeat_interleave(config.repeats, 1).reshape(-1, 1, x0.shape[2])
     t = TIME_LAWS[time](LINEAR, target.shape[0], rng, device).to(x0.device)
-    noise = torch.randn(target.shape, generator=rng, device=device).to(x0)
+    noise = randn(target.shape, rng, device).to(x0)
     if y is not None:
         y = drop_labels(y, config.num_classes, config.label_dropout, rng)
     velocity = partial(network, visible=take(x0, shown), shown=shown, hidden=hidden)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from softvq.errors import UserError
+from softvq.processes import ours, randn, whole
 
 TARGETS = ("v", "eps", "x0")
 NEARLY_NOISE = (
@@ -234,9 +235,11 @@ LINEAR = Linear()
 # Training times [B] from a process, a count, an rng and a device. Lognormal draws the noise level
 # sigma / alpha = exp(N(0, 1)) (Karras et al. 2022); on the linear process t is sigmoid(N(0, 1)).
 TIME_LAWS: dict[str, Callable[[Process, int, torch.Generator | None, torch.device], Tensor]] = {
-    "uniform": lambda process, n, rng, device: torch.rand(n, generator=rng, device=device),
+    "uniform": lambda process, n, rng, device: ours(
+        torch.rand(whole(n), generator=rng, device=device)
+    ),
     "lognormal": lambda process, n, rng, device: process.time_at(
-        torch.randn(n, generator=rng, device=device).exp()
+        ours(torch.randn(whole(n), generator=rng, device=device)).exp()
     ),
 }
 
@@ -261,7 +264,7 @@ def drop_labels(
     Salimans 2022).
     """
     device = rng.device if rng else y.device
-    drop = torch.rand(y.shape, generator=rng, device=device) < probability
+    drop = ours(torch.rand(whole(y.shape[0]), generator=rng, device=device)) < probability
     return torch.where(drop.to(y.device), null, y)
 
 
@@ -306,7 +309,7 @@ def training_loss(
     """
     device = rng.device if rng else x0.device
     t = process.snap(TIME_LAWS[time](process, x0.shape[0], rng, device)).to(x0.device)
-    noise = torch.randn(x0.shape, generator=rng, device=device).to(x0)
+    noise = randn(x0.shape, rng, device).to(x0)
     if y is not None:
         y = drop_labels(y, config.num_classes, config.label_dropout, rng)
     return denoising_loss(network, process, x0, y, t, noise)

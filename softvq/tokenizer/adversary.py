@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softvq.processes import mean_of_all
 from softvq.tokenizer.augment import diff_augment
 from softvq.tokenizer.discriminator import DinoDiscriminator, FrozenViT, PatchGAN, held
 from softvq.tokenizer.terms import AdversaryConfig
@@ -63,8 +64,8 @@ class LeCam(nn.Module):
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         """Logits of any shape -> scalar; the means move first."""
-        self.real.lerp_(real.detach().mean(), 1 - LECAM_DECAY)
-        self.fake.lerp_(fake.detach().mean(), 1 - LECAM_DECAY)
+        self.real.lerp_(mean_of_all(real.mean()), 1 - LECAM_DECAY)
+        self.fake.lerp_(mean_of_all(fake.mean()), 1 - LECAM_DECAY)
         # Clones: the next step moves the means, perhaps before this one is differentiated.
         above, below = real - self.fake.clone(), self.real.clone() - fake
         return F.relu(above).square().mean() + F.relu(below).square().mean()
@@ -122,6 +123,8 @@ def adaptive_weight(nll: Tensor, generator_loss: Tensor, last: Tensor) -> Tensor
     nll, generator_loss: scalars whose graphs are kept; last: a parameter. Returns a detached scalar
     in 0 .. 10,000.
     """
-    ours = torch.autograd.grad(nll, last, retain_graph=True)[0].float().norm()
-    theirs = torch.autograd.grad(generator_loss, last, retain_graph=True)[0].float().norm()
+    ours, theirs = (
+        mean_of_all(torch.autograd.grad(loss, last, retain_graph=True)[0].float()).norm()
+        for loss in (nll, generator_loss)
+    )
     return (ours / (theirs + 1e-4)).clamp(0, 1e4).detach()

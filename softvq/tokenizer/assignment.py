@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from softvq.processes import mean_of_all
+
 Score = Callable[..., Tensor]
 
 
@@ -158,6 +160,7 @@ def entropy_gap(
         mean = torch.zeros_like(keys[0][..., 0])
         for some in z.split(tokens_at_once(z, keys[0]), dim=1):
             mean += logits(some, *keys).softmax(-1).sum(dim=1) / z.shape[1]
+        mean = mean_of_all(mean)
         if pooled:
             mean = mean.mean(dim=0, keepdim=True)
         slope = torch.log(mean + eps) + mean / (mean + eps)

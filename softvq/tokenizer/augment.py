@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softvq.processes import ours, whole
+
 SHIFT = 0.125  # a picture moves by at most this share of its side (Zhao et al.)
 CUTOUT = 0.2  # side of the grey square as a share of the picture's
 
@@ -66,13 +68,16 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, share: float = CUTOUT) -
 
 
 def _color(images: Tensor, share: float) -> Tensor:
-    return color(images, torch.rand(3, images.shape[0], 1, 1, 1, device=images.device))
+    count = whole(images.shape[0])
+    return color(images, ours(torch.rand(3, count, 1, 1, 1, device=images.device), dim=1))
 
 
 def _translation(images: Tensor, share: float) -> Tensor:
     batch, _, height, width = images.shape
     most = [int(length * SHIFT + 0.5) for length in (height, width)]
-    down, right = (torch.randint(-m, m + 1, (batch,), device=images.device) for m in most)
+    down, right = (
+        ours(torch.randint(-m, m + 1, (whole(batch),), device=images.device)) for m in most
+    )
     return translation(images, down, right)
 
 
@@ -80,7 +85,9 @@ def _cutout(images: Tensor, share: float) -> Tensor:
     batch, _, height, width = images.shape
     # An even side has no middle pixel, so its centre may also lie on the far border.
     ends = [length + 1 - cutout_side(length, share) % 2 for length in (height, width)]
-    row, column = (torch.randint(0, end, (batch,), device=images.device) for end in ends)
+    row, column = (
+        ours(torch.randint(0, end, (whole(batch),), device=images.device)) for end in ends
+    )
     return cutout(images, row, column, share)
 
 
@@ -99,6 +106,6 @@ def diff_augment(images: Tensor, probability: float = 1.0, share: float = CUTOUT
     if probability == 0:
         return images
     for operation in OPERATIONS.values():
-        chosen = torch.rand(images.shape[0], 1, 1, 1, device=images.device) < probability
-        images = torch.where(chosen, operation(images, share), images)
+        chosen = torch.rand(whole(images.shape[0]), 1, 1, 1, device=images.device) < probability
+        images = torch.where(ours(chosen), operation(images, share), images)
     return images

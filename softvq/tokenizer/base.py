@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from softvq.processes import ours, sum_of_all, whole
+
 
 @dataclass
 class Tokens:
@@ -33,7 +35,9 @@ class Tokens:
         if self.posterior is None:
             return self.latents
         mean, logvar = self.posterior
-        return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        shape = whole(mean.shape[0]), *mean.shape[1:]
+        noise = ours(torch.randn(shape, dtype=mean.dtype, device=mean.device))
+        return mean + torch.exp(0.5 * logvar) * noise
 
 
 def codebook_stats(indices: Tensor, size: int) -> dict[str, Tensor]:
@@ -42,7 +46,7 @@ def codebook_stats(indices: Tensor, size: int) -> dict[str, Tensor]:
     indices [...] int64 in 0..size-1. A batch with fewer tokens than codewords cannot use them
     all: usage is bounded by tokens / size.
     """
-    counts = torch.bincount(indices.flatten(), minlength=size).float()
+    counts = sum_of_all(torch.bincount(indices.flatten(), minlength=size).float())
     p = counts / counts.sum()
     perplexity = torch.exp(-(p * torch.log(p.clamp_min(1e-12))).sum())
     return {"codebook_usage": (counts > 0).float().mean(), "codebook_perplexity": perplexity}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from softvq.errors import UserError
 from softvq.io import load_strictly, load_weights
 from softvq.layers import full_precision
+from softvq.processes import BatchNorm2d
 from softvq.tokenizer.vit import Block, Grid, PatchStem
 from softvq.tokenizer.vit_names import MEAN, OURS, STD, timm_layout
 
@@ -37,7 +38,7 @@ class PatchGAN(nn.Module):
             stride = 2 if i < depth else 1
             layers += [
                 nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=False),
-                nn.BatchNorm2d(widths[i]),
+                BatchNorm2d(widths[i]),
                 nn.LeakyReLU(0.2),
             ]
         self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))

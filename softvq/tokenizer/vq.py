@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from softvq.layers import full_precision
+from softvq.processes import processes, rows_of_all, sum_of_all
 from softvq.tokenizer.assignment import entropy_gap, nearest, nearness
 from softvq.tokenizer.base import Bottleneck, Tokens, codebook_stats
 from softvq.tokenizer.config import TokenizerConfig
@@ -58,19 +58,15 @@ class VQ(Bottleneck):
     @torch.no_grad()
     def follow(self, z: Tensor, indices: Tensor) -> None:
         """Move the codewords towards the tokens z [T, C] that chose them, indices [T]."""
-        counts = torch.bincount(indices, minlength=self.codewords).float()
-        sums = torch.zeros_like(self.ema_sum).index_add_(0, indices, z)
-        if together := dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
+        counts = sum_of_all(torch.bincount(indices, minlength=self.codewords).float())
+        sums = sum_of_all(torch.zeros_like(self.ema_sum).index_add_(0, indices, z))
         self.ema_count.lerp_(counts, 1 - self.ema_decay)
         self.ema_sum.lerp_(sums, 1 - self.ema_decay)
         average = self.ema_count.mean()
         dead = self.ema_count < REVIVED * average
         if dead.any():
-            drawn = z[torch.randint(z.shape[0], dead.shape, device=z.device)]
-            if together:  # every process draws other tokens
-                dist.broadcast(drawn, 0)
+            count = z.shape[0] * processes()
+            drawn = rows_of_all(z, torch.randint(count, dead.shape, device=z.device))
             self.ema_count.masked_fill_(dead, average)
             self.ema_sum.copy_(torch.where(dead[:, None], drawn * average, self.ema_sum))
         self.embedding.weight.copy_(self.ema_sum / self.ema_count[:, None])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from softvq.errors import UserError
 from softvq.io import check_fit, load_tensors, save_tensors, write_atomically
 from softvq.train.muon import Muon
+from softvq.train.parallel import local
 
 KEPT = 2
 
@@ -41,7 +42,7 @@ class Checkpoint:
     def damaged(self) -> list[str]:
         """Names of the tensors that hold a number which is not finite."""
         floats = ((k, v) for k, v in self.tensors().items() if v.is_floating_point())
-        return [name for name, tensor in floats if not tensor.isfinite().all()]
+        return [name for name, tensor in floats if not local(tensor).isfinite().all()]
 
     def save(self, seen: int) -> None:
         """Write the state at ``seen`` images."""

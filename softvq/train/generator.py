@@ -137,8 +137,9 @@ class GeneratorTask:
     def batches(self, start: int, rank: int, world: int) -> Iterator[TokenBatch]:
         config, workers = self.recipe.train, self.recipe.data.workers
         order = Positions(
-            len(self.tokens), config.batch, config.images, start, config.seed, rank, world
-        )
+            len(self.tokens), config.batch, config.images, start, config.seed, rank, world,
+            config.accumulate,
+        )  # fmt: skip
         loader = DataLoader(
             Entries(self.tokens, self.aim),
             batch_sampler=order,

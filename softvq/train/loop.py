@@ -9,22 +9,35 @@ import math
 import signal
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
-from torch import nn
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch import distributed as dist
 from tqdm import tqdm
 
 from softvq.device import multiplies_bf16, pick_device
 from softvq.errors import UserError
+from softvq.processes import reading
 from softvq.recipe import TrainConfig
 from softvq.train.checkpoint import Checkpoint
 from softvq.train.folder import Journal
 from softvq.train.optimizers import average, rate
+from softvq.train.parallel import (
+    averaging,
+    blocks_of,
+    full,
+    gather,
+    recompute,
+    replicate,
+    shard,
+)
 from softvq.train.players import Player, Task
+from softvq.train.sharded import ShardedCheckpoint
 
 
 def train(task: Task, config: TrainConfig, folder: Path) -> bool:
@@ -38,26 +51,36 @@ def train(task: Task, config: TrainConfig, folder: Path) -> bool:
     with StopSignals() as stop:
         # The players, and the average of the first one's weights. Without ``cpu``, accelerate
         # would leave out the processes of torchrun on machines without a GPU.
-        accelerator = Accelerator(cpu=pick_device().type == "cpu")
-        rank, world = accelerator.process_index, accelerator.num_processes
-        main, device = accelerator.is_main_process, accelerator.device
+        state = PartialState(cpu=pick_device().type == "cpu")
+        rank, world, pieces = state.process_index, state.num_processes, config.accumulate
+        main, device = state.is_main_process, state.device
         bf16 = resolve_precision(config.precision) == "bf16"
         autocast = torch.autocast(device.type, torch.bfloat16, bf16)
         players = task.players
         model = players[0].module.to(device)
         ema = copy.deepcopy(model).eval().requires_grad_(False)
+        averaged = ema  # whole, for evaluation
+        sharded = config.parallel == "fsdp"
+        if config.recompute:
+            recompute(model)
+        if sharded and world > 1:
+            averaged = copy.deepcopy(ema)
+            for spread in (model, ema):
+                shard(spread, device)
         optimizers = [player.optimizers(player.module.to(device)) for player in players]
         every_optimizer = [optimizer for some in optimizers for optimizer in some]
 
         # Where the run stands
         parts = {player.name: player.module for player in players} | {"ema": ema}
-        checkpoint = Checkpoint(folder / "checkpoints", parts, every_optimizer)
+        kind = ShardedCheckpoint if sharded else Checkpoint
+        checkpoint = kind(folder / "checkpoints", parts, every_optimizer)
         seen = checkpoint.restore()
-        if seen:
-            accelerator.print(f"{seen:,} of {config.images:,} images are done", file=sys.stderr)
-        nets = [accelerator.prepare_model(player.module) for player in players]
+        if seen and main:
+            print(f"{seen:,} of {config.images:,} images are done", file=sys.stderr)
         if config.compile:
-            nets[0] = torch.compile(nets[0])
+            for block in blocks_of(model):
+                block.compile()
+        nets = [replicate(player.module, device) for player in players]
         journal = Journal(folder, seen) if main else None
         pictures = folder / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
@@ -70,32 +93,46 @@ def train(task: Task, config: TrainConfig, folder: Path) -> bool:
         )  # fmt: skip
 
         with bar:
-            for batch in task.batches(seen, rank, world):
+            batches = iter(task.batches(seen, rank, world))
+            while batch := list(islice(batches, pieces)):
                 # A step: every player has its turn.
-                torch.manual_seed(config.seed * 1_000_003 + seen * world + rank)
                 share = rate(config, seen)
                 for optimizer in every_optimizer:
                     for group in optimizer.param_groups:
                         group["lr"] = group["peak"] * share
-                made = None
-                for player, net, own in zip(players, nets, optimizers, strict=True):
+                made: list[Any] = [None] * pieces
+                for number, (player, net, own) in enumerate(
+                    zip(players, nets, optimizers, strict=True)
+                ):
                     net.train()
-                    with autocast:
-                        turn = player.loss(net, batch, made)
-                    if turn is None:
+                    values: dict[str, list[Tensor]] = {}
+                    for piece, some in enumerate(batch):
+                        # The same in every process, which takes its rows of each draw.
+                        torch.manual_seed(config.seed * 1_000_003 + seen + number * 2**40)
+                        part = reading(rank * pieces + piece, world * pieces)
+                        with part, averaging(net, now=piece == pieces - 1):
+                            with autocast:
+                                turn = player.loss(net, some, made[piece])
+                            if turn is None:
+                                continue
+                            (turn.loss / pieces).backward()
+                        made[piece] = turn.made
+                        for name, value in ({"loss": turn.loss} | turn.terms).items():
+                            values.setdefault(name, []).append(value.detach())
+                    if not values:
                         continue
-                    accelerator.backward(turn.loss)
-                    norm = nn.utils.clip_grad_norm_(player.module.parameters(), config.clip)
-                    if not (math.isfinite(turn.loss.item()) and math.isfinite(norm.item())):
+                    norm = full(nn.utils.clip_grad_norm_(player.module.parameters(), config.clip))
+                    means = agreed({k: torch.stack(some).mean() for k, some in values.items()})
+                    if not (math.isfinite(means["loss"]) and math.isfinite(norm.item())):
                         diverged("the loss or its gradient", seen, players, checkpoint)
                     for optimizer in own:
                         optimizer.step()
                         optimizer.zero_grad()
-                    made = turn.made
                     prefix = "" if player is players[0] else f"{player.name}_"
-                    values = {f"{prefix}loss": turn.loss, f"{prefix}grad_norm": norm} | turn.terms
-                    for name, value in values.items():
-                        logged.setdefault(name, []).append(value.item())
+                    means[f"{prefix}loss"] = means.pop("loss")
+                    means[f"{prefix}grad_norm"] = norm.item()
+                    for name, mean in means.items():
+                        logged.setdefault(name, []).append(mean)
                 before, seen = seen, min(seen + config.batch, config.images)
                 # A halflife that grows with the run forgets the first steps (Karras et al. 2022).
                 halflife = min(config.ema_halflife, seen * 0.05)
@@ -116,20 +153,24 @@ def train(task: Task, config: TrainConfig, folder: Path) -> bool:
                     )
                     bar.set_postfix(loss=f"{means['loss']:.4f}")
                     logged, steps, started = {}, 0, time.perf_counter()
+                asked = agreed({"asked": torch.tensor(float(stop.asked), device=device)})
+                stop.asked = asked["asked"] > 0  # of any process: all stop at the same image
                 saves = saves or stop.asked
                 if (evaluates or saves) and (damaged := checkpoint.damaged()):
                     diverged(f"the weights ({damaged[0]}, ...)", seen, players, checkpoint)
                 if evaluates:
                     paused = time.perf_counter()
+                    if averaged is not ema:
+                        gather(ema, averaged)
                     if journal:
-                        figures = task.evaluate(ema, pictures, seen)
+                        figures = task.evaluate(averaged, pictures, seen)
                         if wrong := [name for name, x in figures.items() if math.isnan(x)]:
                             diverged(wrong[0], seen, players, checkpoint)
                         journal.write(seen, figures)
-                        task.export(ema, folder)
-                    accelerator.wait_for_everyone()
+                        task.export(averaged, folder)
+                    state.wait_for_everyone()
                     started += time.perf_counter() - paused
-                if saves and main:
+                if saves and (main or sharded):
                     checkpoint.save(seen)
                 if stop.asked:
                     break
@@ -172,6 +213,15 @@ def diverged(what: str, seen: int, players: list[Player], checkpoint: Checkpoint
         f"{what}: no longer finite at {seen:,} images; {kept}; lower {' or '.join(rates)} in a new "
         "--out"
     )
+
+
+def agreed(values: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers by name, averaged over all processes, which must give the same names."""
+    numbers = torch.stack([value.float() for value in values.values()])
+    if dist.is_initialized():
+        dist.all_reduce(numbers)
+        numbers /= dist.get_world_size()
+    return dict(zip(values, numbers.tolist(), strict=True))
 
 
 def resolve_precision(precision: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from softvq.device import multiplies_bf16
 
@@ -31,6 +32,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return (x.mT if tall else x).reshape(matrix.shape)
+
+
+def orthogonal_of_all(matrix: Tensor) -> Tensor:
+    """:func:`orthogonal`, also of a sharded matrix: each process gathers it, and keeps its rows."""
+    if not isinstance(matrix, DTensor):
+        return orthogonal(matrix)
+    everywhere = [Replicate()] * matrix.device_mesh.ndim
+    gathered = matrix.redistribute(placements=everywhere).to_local()
+    found = DTensor.from_local(orthogonal(gathered), matrix.device_mesh, everywhere)
+    return found.redistribute(placements=matrix.placements)
 
 
 class Muon(torch.optim.Optimizer):
@@ -58,6 +69,6 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p.grad)
                 average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-                update = orthogonal(p.grad.lerp(average, momentum)).to(p.dtype)
+                update = orthogonal_of_all(p.grad.lerp(average, momentum)).to(p.dtype)
                 p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * math.sqrt(max(1, p.shape[0] / p[0].numel())))
+                p.add_(update, alpha=-lr * math.sqrt(max(1, p.shape[0] ** 2 / p.numel())))

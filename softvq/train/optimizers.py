@@ -8,6 +8,7 @@ from torch import nn
 
 from softvq.recipe import TrainConfig
 from softvq.train.muon import Muon
+from softvq.train.parallel import local
 
 
 def depth_shares(names: list[str], decay: float) -> dict[str, float]:
@@ -81,7 +82,7 @@ def average(ema: nn.Module, model: nn.Module, keep: float) -> None:
     """ema <- keep x ema + (1 - keep) x model; buffers and frozen parameters are copied."""
     pairs = list(zip(ema.parameters(), model.parameters(), strict=True))
     moving = [pair for pair in pairs if pair[1].requires_grad]
-    torch._foreach_lerp_([kept for kept, _ in moving], [new for _, new in moving], 1 - keep)
+    torch._foreach_lerp_([local(x) for x, _ in moving], [local(x) for _, x in moving], 1 - keep)
     still = [pair for pair in pairs if not pair[1].requires_grad]
     for kept, new in (*still, *zip(ema.buffers(), model.buffers(), strict=True)):
-        kept.copy_(new)
+        local(kept).copy_(local(new))

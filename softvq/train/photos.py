@@ -49,10 +49,13 @@ def open_photos(
 def crop_batches(
     photos: Store, data: DataConfig, config: TrainConfig, start: int, rank: int, world: int
 ) -> Iterator[Batch]:
-    """Batches of random crops from image ``start`` on."""
+    """Batches of random crops from image ``start`` on: for each step ``config.accumulate``."""
     crops = Crops(photos, flip=data.flip, seed=config.seed)
-    order = Positions(len(crops), config.batch, config.images, start, config.seed, rank, world)
+    pieces = config.accumulate
+    order = Positions(
+        len(crops), config.batch, config.images, start, config.seed, rank, world, pieces
+    )
     loader = DataLoader(crops, batch_sampler=order, num_workers=data.workers)
     for step, some in enumerate(loader):
         pixels, labels, rows, mirrored = some
-        yield Batch(pixels, labels, rows, mirrored, start + step * config.batch)
+        yield Batch(pixels, labels, rows, mirrored, start + step // pieces * config.batch)

@@ -65,7 +65,8 @@ class Task(Protocol):
         ...
 
     def batches(self, start: int, rank: int, world: int) -> Iterable[Any]:
-        """Batches from image ``start`` on; this rank's slice of each."""
+        """Batches from image ``start`` on, this process's part of each, in as many pieces as
+        ``train.accumulate`` says."""
         ...
 
     def evaluate(self, model: Any, folder: Path, seen: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.models import initialise_encoder, open_teacher, open_tokenizer
+from softvq.processes import mean_of_all, ours, whole
 from softvq.recipe import TokenizerRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.adversary import Adversary, adaptive_weight
@@ -80,16 +81,17 @@ def unmasked(images: Tensor, patch: int, most: float) -> Tensor:
     count, _, height, width = images.shape
     patches = (height // patch) * (width // patch)
     kept = max(1, round(patches * (1 - most * torch.rand(()).item())))
-    return torch.rand(count, patches, device=images.device).argsort(dim=1)[:, :kept]
+    draws = ours(torch.rand(whole(count), patches, device=images.device))
+    return draws.argsort(dim=1)[:, :kept]
 
 
 def prefixes(latents: Tensor, config: ObjectiveConfig) -> Tensor:
     """How many tokens of latents [B, L, C] the decoder reads of each image, int64 [B] in 1..L."""
     count, most = latents.shape[:2]
-    share = torch.rand(count, device=latents.device)
+    share = ours(torch.rand(whole(count), device=latents.device))
     drawn = most**share if config.prefix == "powers" else 0.5 + most * share
-    whole = torch.rand(count, device=latents.device) < config.whole
-    return torch.where(whole, most, drawn.round().long().clamp(1, most))
+    entire = ours(torch.rand(whole(count), device=latents.device)) < config.whole
+    return torch.where(entire, most, drawn.round().long().clamp(1, most))
 
 
 def noised(latents: Tensor, strength: float) -> Tensor:
@@ -98,9 +100,13 @@ def noised(latents: Tensor, strength: float) -> Tensor:
     Latents [B, L, C]; the noise e has ``strength`` times their standard deviation in each channel,
     which no encoder can escape by growing its latents.
     """
-    share = torch.rand(latents.shape[0], 1, 1, device=latents.device)
-    deviation = latents.detach().std((0, 1), correction=0)
-    return latents.lerp(strength * deviation * torch.randn_like(latents), share.to(latents.dtype))
+    count, device = whole(latents.shape[0]), latents.device
+    share = ours(torch.rand(count, 1, 1, device=device))
+    here = latents.detach().float()
+    mean = mean_of_all(here.mean((0, 1)))
+    deviation = mean_of_all((here - mean).square().mean((0, 1))).sqrt().to(latents.dtype)
+    noise = ours(torch.randn(count, *latents.shape[1:], dtype=latents.dtype, device=device))
+    return latents.lerp(strength * deviation * noise, share.to(latents.dtype))
 
 
 def encoding(tokenizer: Any) -> tuple[nn.Module, ...]:
