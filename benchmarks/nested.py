@@ -19,6 +19,7 @@ from softvq.data import open_store
 from softvq.evaluate.baselines import Coded, Components, thumbnail
 from softvq.evaluate.pixels import eye_distance, psnr
 from softvq.models import open_tokenizer
+from softvq.precision import computing
 from softvq.quality import lengths_tried
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.perceptual import EyeDistance
@@ -62,7 +63,8 @@ def table(
     print(f"| tokens | numbers | PSNR | eye |{''.join(f' {name} | its eye |' for name in others)}")
     print("|---|---|---|---|" + "---|---|" * len(others), flush=True)
     for k in lengths_tried(tokenizer.config.tokens):
-        rows = [reconstruct_all(tokenizer, originals, tokens=k)[1]]
+        with computing("auto", tokenizer):  # as encode and decode do
+            rows = [reconstruct_all(tokenizer, originals, tokens=k)[1]]
         rows += [code(originals, k * channels).rebuilt for code in others.values()]
         cells = [
             f"{psnr(originals, x):.2f} | {eye_distance(originals, x, eye).mean():.3f}" for x in rows

@@ -35,9 +35,11 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--grid", help="PNG of generated pictures over their nearest photos")
     args = parser.parse_args()
     pipeline, eye = Pipeline.from_pretrained(args.model), Eye.shipped()
+    pipeline.precision = args.precision
     config = pipeline.tokenizer.config
     size = (config.height, config.width)
     with tempfile.TemporaryDirectory() as cache:

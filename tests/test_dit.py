@@ -14,9 +14,9 @@ from softvq.errors import UserError
 from softvq.generator import mar
 from softvq.generator.config import DiTConfig, FlowMapConfig, SiTConfig
 from softvq.generator.diffusion import SCHEDULES, Diffusion
-from softvq.generator.families import GENERATORS, draw, family_of
+from softvq.generator.families import GENERATORS, draw, family_of, from_net, to_net
 from softvq.generator.guidance import Guided
-from softvq.generator.picture import Picture
+from softvq.generator.picture import Picture, from_patches, to_patches
 from softvq.generator.process import TIME_LAWS, channel_axis, denoising_loss, split_channels
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 from softvq.generator.transformer import DiT, SiT, hidden_states
@@ -368,17 +368,37 @@ class TestDiTOnPictures(TransformerContract):
     config = replace(TINY, picture=True)
 
 
+class TestSiTOnAPyramid(TransformerContract):
+    config = replace(TINY_SIT, picture=True, pyramid=4)
+
+
 def test_a_picture_holds_its_tokens_and_no_more():
-    """The change of basis is exact: patches of the unweighted picture give the tokens back."""
+    """The change of basis is exact: patches of the picture give the tokens back."""
     picture = Picture(64, 32)
     x = torch.randn(3, 64, 32)
-    patches = picture.to_patches(x)
-    assert patches.shape == (3, 64, picture.inputs)
-    first = patches.unflatten(2, (6, -1))[:, :, :3].flatten(2)
-    torch.testing.assert_close(picture.from_patches(first), x, atol=1e-4, rtol=1e-4)
+    patches = to_patches(picture.views(x)[:, :3])
+    assert patches.shape == (3, 64, 3 * 6**2)
+    rebuilt = from_patches(patches, picture.grid)
+    torch.testing.assert_close(picture.tokens(rebuilt), x, atol=1e-4, rtol=1e-4)
     # orthogonal too, so that white noise in tokens is white in what pixels can hold of it
-    squares = first.square().mean((1, 2)) * 3
+    squares = patches.square().mean((1, 2)) * 3
     torch.testing.assert_close(squares, x.square().sum((1, 2)), atol=1e-3, rtol=1e-3)
+
+
+def test_a_pictures_tokens_have_its_amplitudes():
+    """White tokens become a photograph's spectrum, coarse above fine, and come back exactly."""
+    config = replace(TINY_SIT, tokens=64, channels=32, picture=True)
+    x = torch.randn(2, 64, 32)
+    seen = to_net(x, config)
+    size = seen.square().mean((0, 2)).sqrt()
+    assert size[0] > 5 * size[8] > 0 and size[8] > 2 * size[63]
+    torch.testing.assert_close((seen / x).square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(from_net(seen, config), x)
+
+
+def test_a_pyramid_needs_a_picture():
+    with pytest.raises(UserError, match="a pyramid stands on a picture; set picture=true"):
+        replace(TINY_SIT, pyramid=4)
 
 
 TINY_MAP = FlowMapConfig(tokens=6, channels=3, num_classes=4, width=16, depth=2, heads=2)

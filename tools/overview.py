@@ -50,7 +50,7 @@ def main() -> None:
         for k in COUNTS
     }
     classes = pipeline.classes[:: max(1, len(pipeline.classes) // SHOWN)][:SHOWN]
-    drawn = pipeline([name for _ in range(DRAWN) for name in classes], guidance=2.0, seed=0)
+    drawn = pipeline([name for _ in range(DRAWN) for name in classes], guidance=4.0, seed=0)
     for i in range(DRAWN):
         rows[f"generated {i + 1}"] = drawn[i * len(classes) : (i + 1) * len(classes)]
     draw(args.overview, rows, [name.split("_", 1)[-1] for name in classes])

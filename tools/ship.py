@@ -1,16 +1,20 @@
 """Put finished runs into the package, in float16: what "shipped" stands for everywhere.
 
-    python tools/ship.py GENERATOR_RUN TOKENIZER_RUN PROBE_RUN
+    python tools/ship.py GENERATOR_RUN TOKENIZER_RUN PROBE_RUN [--sharpened RUN ..] \
+        [--first RUN]
 
 Each part takes its weights, its recipe and its whole log along; of the photos' folder the recipe
-keeps the name alone.
+keeps the name alone. The tokenizer's weights are those of the last run that sharpened its decoder;
+--first is the run that the generator started from.
 """
 
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from softvq.io import write_atomically
+from softvq.models import open_tokenizer
 from softvq.pipeline import Pipeline
 from softvq.probe import Probe
 from softvq.quality import PREDICTOR
@@ -23,24 +27,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("generator", "tokenizer", "probe"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--sharpened", type=Path, nargs="*", default=[])
+    parser.add_argument("--first", type=Path)
     args = parser.parse_args()
-    Pipeline.from_pretrained(args.generator).save_pretrained(SHIPPED, half=True)
+    tokenizer = open_tokenizer([args.tokenizer, *args.sharpened][-1])
+    drawing = Pipeline.from_pretrained(args.generator)
+    Pipeline(tokenizer, drawing.generator, drawing.classes).save_pretrained(SHIPPED, half=True)
     Probe.from_pretrained(args.probe).save_pretrained(SHIPPED / "probe", half=True)
-    for run, kind, part in (
-        (args.tokenizer, TokenizerRecipe, "tokenizer"),
-        (args.generator, GeneratorRecipe, "generator"),
-        (args.probe, ProbeRecipe, "probe"),
-    ):
-        recipe = load_recipe(kind, str(run / "recipe.yaml"), [])
-        recipe.data.source = Path(recipe.data.source).name
-        if isinstance(recipe, GeneratorRecipe):
-            recipe.tokenizer = "shipped"
-        write_atomically(SHIPPED / part / "recipe.yaml", recipe_yaml(recipe))
-        if (run / PREDICTOR).is_file():
-            shutil.copyfile(run / PREDICTOR, SHIPPED / part / PREDICTOR)
-        shutil.copyfile(run / "metrics.jsonl", SHIPPED / part / "metrics.jsonl")
+    take(args.tokenizer, TokenizerRecipe, "tokenizer")
+    take(args.generator, GeneratorRecipe, "generator")
+    take(args.probe, ProbeRecipe, "probe")
+    if args.first:
+        take(args.first, GeneratorRecipe, "generator/first")
+    for number, run in enumerate(args.sharpened, 1):
+        take(run, TokenizerRecipe, f"tokenizer/sharpened-{number}")
+    if (args.tokenizer / PREDICTOR).is_file():
+        shutil.copyfile(args.tokenizer / PREDICTOR, SHIPPED / "tokenizer" / PREDICTOR)
     size = sum(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) / 1e6
     print(f"{size:.1f} MB of weights in {SHIPPED}")
+
+
+def take(run: Path, kind: Any, part: str) -> None:
+    """A run's recipe and its log."""
+    recipe = load_recipe(kind, str(run / "recipe.yaml"), [])
+    recipe.data.source = Path(recipe.data.source).name
+    if isinstance(recipe, GeneratorRecipe):
+        recipe.tokenizer = "shipped"
+    if isinstance(recipe, GeneratorRecipe | TokenizerRecipe) and recipe.init:
+        recipe.init = Path(recipe.init).name
+    (SHIPPED / part).mkdir(exist_ok=True)
+    write_atomically(SHIPPED / part / "recipe.yaml", recipe_yaml(recipe))
+    shutil.copyfile(run / "metrics.jsonl", SHIPPED / part / "metrics.jsonl")
 
 
 if __name__ == "__main__":

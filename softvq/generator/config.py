@@ -75,6 +75,9 @@ class TransformerConfig(Sized):
     picture: bool = False
     """The tokens are a picture's spectrum (of network spectral), and the transformer's tokens are
     patches of that picture."""
+    pyramid: int = 0
+    """Channels of the convolutions that lead from the picture's pixels to the transformer and back;
+    0: its patches are taken as they are."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm or RMSNorm."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
@@ -92,9 +95,11 @@ class TransformerConfig(Sized):
                 *("tokens", "channels", "width", "depth", "heads"),
                 *("mlp_ratio", "patch", "rows"),
             ),
-            not_below_0=("num_classes",),
+            not_below_0=("num_classes", "pyramid"),
             shares=("label_dropout",),
         )
+        if self.pyramid and not self.picture:
+            raise UserError("generator: a pyramid stands on a picture; set picture=true")
         if self.width % 2 or self.width % self.heads:
             raise UserError(
                 f"generator: width {self.width} must be even and divisible by heads {self.heads}"

@@ -21,6 +21,7 @@ from softvq.generator import mar
 from softvq.generator.config import CONFIGS, FlowMapConfig, TransformerConfig
 from softvq.generator.flowmap import FlowMap, Told, flow_map_loss
 from softvq.generator.guidance import Guided
+from softvq.generator.picture import amplitudes
 from softvq.generator.process import training_loss
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, Sampler
 from softvq.generator.transformer import DiT, SiT
@@ -53,7 +54,10 @@ class Family:
 
 
 def to_net(x: Tensor, config: TransformerConfig) -> Tensor:
-    """Latents [B, L, C] as the network takes them: maps [B, C, H, W] if it cuts patches."""
+    """Latents [B, L, C] as the network takes them: at a picture's amplitudes if they are its
+    spectrum, maps [B, C, H, W] if it cuts patches."""
+    if config.picture:
+        return x * amplitudes(config.tokens, config.channels).to(x)
     if config.patch is None:
         return x
     return x.transpose(1, 2).unflatten(2, config.latent_shape[1:])
@@ -61,6 +65,8 @@ def to_net(x: Tensor, config: TransformerConfig) -> Tensor:
 
 def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
     """The inverse of :func:`to_net`."""
+    if config.picture:
+        return x / amplitudes(config.tokens, config.channels).to(x)
     return x if config.patch is None else x.flatten(2).transpose(1, 2)
 
 

@@ -139,8 +139,8 @@ def check_teacher(teacher: Any, config: TransformerConfig) -> None:
 
 
 # The fields of a config that say which weights there are.
-SHAPE = ("width", "depth", "heads", "mlp_ratio", "qk_norm", "patch", "picture", "rows", "norm",
-         "mlp", "rotary")  # fmt: skip
+SHAPE = ("width", "depth", "heads", "mlp_ratio", "qk_norm", "patch", "picture", "pyramid", "rows",
+         "norm", "mlp", "rotary")  # fmt: skip
 
 
 class Told:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from softvq.errors import UserError
 from softvq.generator.config import DiTConfig, SiTConfig, TransformerConfig
-from softvq.generator.picture import Picture
+from softvq.generator.picture import (
+    PATCH,
+    ModulatedResidual,
+    Picture,
+    Pyramid,
+    from_patches,
+    to_patches,
+)
 from softvq.io import load_model, save_model
 from softvq.layers import (
     Attention,
@@ -112,11 +119,16 @@ class TokenTransformer(nn.Module):
         width, patch, (rows, columns) = config.width, config.patch, config.grid
         self.x_embedder: nn.Module
         self.picture: Picture | None = None
+        self.pyramid: Pyramid | None = None
         out = config.out_channels * (patch or 1) ** 2
         if config.picture:
             self.picture = Picture(config.tokens, config.channels)
-            self.x_embedder = nn.Linear(self.picture.inputs, width)
-            out = self.picture.outputs * config.out_channels // config.channels
+            colours = 3 * config.out_channels // config.channels
+            if config.pyramid:
+                self.pyramid = Pyramid(config.pyramid, width, colours)
+                self.x_embedder, out = nn.Identity(), self.pyramid.tokens
+            else:
+                self.x_embedder, out = nn.Linear(6 * PATCH**2, width), colours * PATCH**2
         elif patch is None:
             self.x_embedder = nn.Linear(config.channels, width)
         else:
@@ -147,9 +159,11 @@ class TokenTransformer(nn.Module):
         for layer in self.t_embedder.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
-        modulations = [layer.adaLN_modulation[1] for layer in (*self.blocks, self.final_layer)]
-        for linear in (*modulations, self.final_layer.linear):
-            nn.init.zeros_(linear.weight)
+        for module in self.modules():
+            if isinstance(module, Block | FinalLayer | ModulatedResidual):
+                nn.init.zeros_(module.adaLN_modulation.get_parameter("1.weight"))
+        last = self.final_layer.linear if self.pyramid is None else self.pyramid.to_picture
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self._predict(x, self._condition(x, t, y))
@@ -164,19 +178,26 @@ class TokenTransformer(nn.Module):
         if x.shape[1:] != self.config.latent_shape:
             expected = ", ".join(map(str, self.config.latent_shape))
             raise ValueError(f"expected latents [B, {expected}], got {list(x.shape)}")
+        maps: list[Tensor] = []
         if self.picture is not None:
-            x = self.picture.to_patches(x)
+            x = self.picture.views(x)
+            if self.pyramid is not None:
+                x, maps = self.pyramid.down(x, condition)
+            else:
+                x = to_patches(x)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             x = block(x, condition, self.angles)
-        return self._map(self.final_layer(x, condition))
+        x = self.final_layer(x, condition)
+        if self.picture is None:
+            return self._map(x)
+        if self.pyramid is not None:
+            return self.picture.tokens(self.pyramid.up(x, maps, condition))
+        return self.picture.tokens(from_patches(x, self.picture.grid))
 
     def _map(self, tokens: Tensor) -> Tensor:
         """Sequences as they are; with a patch, [B, N, p * p * channels] -> [B, channels, H, W]."""
         patch = self.config.patch
-        if self.picture is not None:
-            parts = tokens.split(self.picture.outputs, dim=-1)
-            return torch.cat([self.picture.from_patches(part) for part in parts], dim=-1)
         if patch is None:
             return tokens
         cells = tokens.unflatten(1, self.config.grid).unflatten(3, (patch, patch, -1))
