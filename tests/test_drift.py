@@ -1,9 +1,12 @@
 """Drift: the rate of false alarms is what was asked for, and what matters is found and named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from softvq.errors import UserError
+from softvq.serve import drift
 from softvq.serve.drift import (
     Detector,
     Photo,
@@ -42,6 +45,28 @@ def test_the_rate_of_false_alarms(detector):
     random = np.random.default_rng(1)
     alarms = sum(detector.look(Photos.of(stream(random, WINDOW))).alarm for _ in range(600))
     assert 0 <= alarms <= 18  # 6 expected; a fixed reference makes the rate vary by a factor
+
+
+def with_rare(random: np.random.Generator, count: int) -> Photos:
+    """Of 100 photos three whose figures are far from all others'."""
+    photos = stream(random, count)
+    rare = [replace(p, error=p.error + 4 * random.standard_exponential()) for p in photos]
+    chosen = random.random(count) < 0.03
+    return Photos.of([r if c else p for r, p, c in zip(rare, photos, chosen, strict=True)])
+
+
+def test_rare_photos_of_a_window_are_no_drift(monkeypatch):
+    """A small reference knows its own rare photos alone: its thresholds are too low for others."""
+    random, looked = np.random.default_rng(3), drift.SURE
+    alarms = {looked: 0, 1.0: 0}  # with a second look, and without
+    for _ in range(60):
+        watching = Detector(with_rare(random, 100), 20, one_in=20)
+        for window in [with_rare(random, 20) for _ in range(5)]:
+            for sure in alarms:
+                monkeypatch.setattr(drift, "SURE", sure)
+                alarms[sure] += watching.look(window).alarm
+    # 15 are expected of 300; windows of one reference go together.
+    assert alarms[looked] < 35 and alarms[1.0] > 45
 
 
 def test_changes_are_found_and_named(detector):

@@ -13,8 +13,12 @@ Five figures look at a window, each sensitive to something else:
 
 Thresholds come from permutations: windows drawn out of the reference, against what is left of it,
 are what no change looks like. Each figure is divided by its own threshold, and the thresholds are
-set together so that one of ``one_in`` such windows exceeds any of them: a figure above 1 is an
-alarm, and its rate is known whatever the photos are.
+set together so that one of ``one_in`` such windows exceeds any of them.
+
+A reference of a few windows' size knows its own rare photos alone, and those of a window come on
+top: a figure a little above 1 is put to permutations of reference and window together, which is
+exact for photos that are exchangeable, however few. What is above 1 then is an alarm, and its rate
+is known whatever the photos are.
 """
 
 import json
@@ -37,6 +41,8 @@ from softvq.serve.health import NAMES
 REFERENCE = "reference.safetensors"
 LEAST = 5  # times as many photos in a reference as in a window
 PERMUTATIONS = 40  # times one_in, so that 40 of them exceed
+AGAIN = 10  # likewise, where a window is looked at again
+SURE = 2.0  # times its threshold, from which a figure needs no second look
 MOST = 200_000
 WIDTHS = (0.5, 1.0, 2.0)  # of the kernels, times the median distance
 
@@ -116,7 +122,14 @@ class Detector:
     as a window; ten or more make the rate steadier. Raises UserError for fewer.
     """
 
-    def __init__(self, reference: Photos, window: int, one_in: int = 1000, seed: int = 0):
+    def __init__(
+        self,
+        reference: Photos,
+        window: int,
+        one_in: int = 1000,
+        seed: int = 0,
+        permutations: int = PERMUTATIONS,
+    ):
         count = len(reference.tokens)
         if count < LEAST * window:
             raise UserError(
@@ -132,7 +145,7 @@ class Detector:
         self.median = float(np.median(upper)) or 1.0
         self.kernel, self.distance = self._kernel(distance), distance
         self.within = _off_diagonal(self.kernel), _off_diagonal(self.distance)
-        self.thresholds = self._calibrate(np.random.default_rng(seed))
+        self.thresholds = self._calibrate(np.random.default_rng(seed), permutations)
 
     def _distances(self, tokens: np.ndarray, squared: np.ndarray) -> np.ndarray:
         """Euclidean, of tokens [n, D] to the reference: float32 [n, m]."""
@@ -144,11 +157,10 @@ class Detector:
         square = np.square(distance / self.median)
         return np.mean([np.exp(-square / (2 * w * w)) for w in WIDTHS], axis=0)
 
-    def _calibrate(self, random: np.random.Generator) -> np.ndarray:
+    def _calibrate(self, random: np.random.Generator, permutations: int) -> np.ndarray:
         """Thresholds [6] that one of ``one_in`` windows of the reference exceeds."""
         count, n = len(self.reference.tokens), self.window
-        draws, found = min(PERMUTATIONS * self.one_in, MOST), []
-        order = np.argsort(random.random((1, count)), axis=1)
+        draws, found = min(permutations * self.one_in, MOST), []
         for first in range(0, draws, 1000):
             some = min(1000, draws - first)
             order = np.argpartition(random.random((some, count), np.float32), n, axis=1)[:, :n]
@@ -196,12 +208,29 @@ class Detector:
         shifts = np.where(self.known & np.isfinite(shifts), shifts, 0)
         values = {"mmd": mmd, "energy": energy}
         values |= {name: float(np.abs(shifts[p]).max()) for name, p in window.parts().items()}
-        figures = {
-            name: values[name] / float(self.thresholds[i])
+        figures = self._by_threshold([values[name] for name in FIGURES])
+        if 1 < max(figures.values()) < SURE:
+            figures = self._again(window)
+        return Verdict(figures, shifts, self._drivers(window, kernel))
+
+    def _by_threshold(self, values: Sequence[float]) -> dict[str, float]:
+        return {
+            name: float(values[i] / self.thresholds[i])
             for i, name in enumerate(FIGURES)
             if self.thresholds[i] > 0
         }
-        return Verdict(figures, shifts, self._drivers(window, kernel))
+
+    def _again(self, window: Photos) -> dict[str, float]:
+        """The figures of a window among all windows of reference and window together."""
+        own = self.reference
+        both = Photos(
+            np.concatenate([own.tokens, window.tokens]),
+            np.concatenate([own.scalars, window.scalars]), own.channels,
+        )  # fmt: skip
+        pooled = Detector(both, self.window, self.one_in, permutations=AGAIN)
+        member = np.zeros((1, len(both.tokens)), np.float32)
+        member[:, len(own.tokens) :] = 1
+        return pooled._by_threshold(pooled._drawn(member)[0].tolist())
 
     def _drivers(self, window: Photos, kernel: np.ndarray) -> list[int]:
         """Photos of the window, those first that stand furthest from the reference."""
