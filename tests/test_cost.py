@@ -216,7 +216,7 @@ def test_every_way_to_name_a_system(tmp_path):
     paired = open_system("small", "small-generator")
     assert (paired.tokenizer.tokens, paired.generator.width) == (16, 256)
     assert open_system("small-generator").tokenizer == open_system("shipped").tokenizer
-    assert open_system("shipped").generator.num_classes == 24
+    assert open_system("shipped").generator.num_classes == 13
     Tokenizer(vit((32, 1, 2), height=32, width=32, tokens=8, channels=4)).save_pretrained(tmp_path)
     assert open_system(str(tmp_path)).tokenizer.tokens == 8
     with pytest.raises(UserError, match="no such recipe.*softvq-l-64"):

@@ -77,19 +77,11 @@ def test_latents_of_photos_have_zero_mean_and_unit_variance(pipeline, photos):
     assert unit.mean().abs() < 0.3 and 0.5 < unit.std() < 1.5
 
 
-PROBED = (
-    *"airplanes car_side leopards motorbikes pizza stop_sign sunflower yin_yang".split(),
-    *"apple banana juice kiwi melon milk orange pear pepper potato tomato".split(),
-    *"cardboard glass metal paper plastic".split(),
-)  # the probe's classes, more than the generator's
-
-
 def test_generated_pictures_depend_on_their_label(pipeline):
     """The probe, a network of its own, recognises the classes far more often than by chance."""
-    probe = Probe.from_pretrained(FOLDER / "probe")
-    assert probe.config.classes == len(PROBED)
+    probe = Probe.from_pretrained(FOLDER / "probe")  # of the same classes in the same order
+    assert probe.config.classes == len(pipeline.classes)
     drawn = pipeline(pipeline.classes, steps=12, guidance=4.0)
     small = np.stack([np.asarray(p.resize((64, 64), Image.Resampling.LANCZOS)) for p in drawn])
     found = probe(images.to_tensor(small)).argmax(1).tolist()
-    asked = [name.split("_", 1)[1] for name in pipeline.classes]
-    assert sum(PROBED[i] == name for i, name in zip(found, asked, strict=True)) >= 6
+    assert sum(found[i] == i for i in range(len(found))) >= 6
