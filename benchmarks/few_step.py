@@ -29,6 +29,7 @@ import torch
 from softvq import images
 from softvq.data import fixed_batches, open_store
 from softvq.evaluate.features import FeatureSet, frechet_distances, load_network, set_measures
+from softvq.evaluate.statistics import Statistics
 from softvq.io import load_tensors, save_tensors, write_atomically
 from softvq.models import open_tokenizer, tokenizer_beside
 from softvq.pipeline import Pipeline
@@ -98,6 +99,17 @@ class Drawings:
 class Run:
     latents: torch.Tensor
     figures: Figures
+
+
+def photos_seen(data: str, size: tuple[int, int], out: Path) -> FeatureSet:
+    """The eye's features of all photos, computed once."""
+    path, network = out / "photos.safetensors", load_network("eye")
+    if not path.is_file():
+        stores = [open_store(data, kind, size, out / "photos", 1.0) for kind in ("train", "val")]
+        pictures = (images.to_uint8(x) for store in stores for x, _ in fixed_batches(store, 64))
+        save_tensors({"pool": FeatureSet.of(network, pictures).all("pool")}, path)
+    pool = load_tensors(path)["pool"]
+    return FeatureSet(network, True, {"pool": Statistics().add(pool)}, {"pool": [pool]})
 
 
 def trained(args: argparse.Namespace, rule: str) -> Path:
@@ -172,9 +184,7 @@ def main() -> None:
     many = Pipeline.from_pretrained(args.init)
     config = many.tokenizer.config
     size = (config.height, config.width)
-    stores = [open_store(args.data, kind, size, out / "photos", 1.0) for kind in ("train", "val")]
-    pictures = (images.to_uint8(x) for store in stores for x, _ in fixed_batches(store, 64))
-    real = FeatureSet.of(load_network("eye"), pictures)
+    real = photos_seen(args.data, size, out)
     labels = [i % len(many.classes) for i in range(args.count)]
     drawings = Drawings(out / "drawn", real, labels)
     print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")

@@ -20,7 +20,7 @@ from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.spectral import Spectrum
 
 ORDERS = 4  # random orders of every photo
-CONTROLS = 5  # shuffled networks, each of which is asked about some of the photos
+CONTROLS = 12  # shuffled networks, each of which is asked about a photo or a few
 
 
 def deletion_counts(tokens: int) -> list[int]:

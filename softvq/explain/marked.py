@@ -19,7 +19,7 @@ from softvq.tokenizer import Tokenizer
 
 GONE = 0.5  # of the contrast, at which a mark counts as removed
 OUTSIDE_DB = 0.5  # loss of PSNR outside that is let pass
-FEW = 0.25  # of the tokens: with more the mark is spread
+FEW = 4  # tokens: with more the mark is spread
 SEEN = 0.3  # of the contrast in the photo, below which the rebuilt picture does not show the mark
 RING = 2  # pixels, at least, of the surroundings that a mark is compared with
 
@@ -34,7 +34,7 @@ class Mark:
     contrast_left: share of the rebuilt contrast that is left without their part.
     outside_db: change of PSNR outside of the mark then, negative for a loss.  removed: whether
     both are within bounds.
-    verdict: few (a quarter of the tokens or fewer carry it, and it goes with them) | spread | lost
+    verdict: few (FEW tokens or fewer carry it, and it goes with them) | spread | lost
         (the rebuilt picture does not show it to begin with).
     """
 
@@ -119,7 +119,7 @@ def find_carriers(
     )
     change = float(10 * (before / after).log10())
     gone = float(remaining[at]) <= GONE and change > -OUTSIDE_DB
-    few = fewest <= max(1, round(FEW * count))
+    few = fewest <= FEW
     verdict: Literal["few", "spread", "lost"] = "few" if few and gone else "spread"
     verdict = "lost" if kept < SEEN else verdict
     found = Mark(

@@ -107,7 +107,7 @@ def _page(found: Explanation, pictures: Pictures, words: Sentences) -> dict[str,
             for c in found.mixture.clusters or []
         ],
         "edits": [
-            (_jpeg(picture), f"edit.{edit.name}", {"kept": f"{edit.consistency:.2f}"})
+            (_jpeg(picture), f"edit.{edit.name}", {"kept": _signed(edit.consistency)})
             for edit, picture in zip(found.edits, pictures.edits, strict=True)
         ],
         "limits": [f"read.{i}" for i in range(1, 7)],
@@ -320,7 +320,7 @@ def _bars(found: Explanation) -> list[Bars]:
     for key, values, lost in losses:
         top = max(*lost, 0.01)
         heights = [
-            (round(100 * max(0.0, x) / top, 1), f"{i + 1}: {_signed(x)} dB")
+            (round(100 * (max(0.0, x) / top) ** 0.5, 1), f"{i + 1}: {_signed(x)} dB")
             for i, x in enumerate(lost)
         ]
         bars.append(Bars(key, values, heights, f"{top:.1f}"))
@@ -331,7 +331,7 @@ def _marks(found: Explanation, pictures: Pictures) -> list[dict[str, Any]]:
     shown = []
     for mark, four in zip(found.marks, pictures.marks, strict=True):
         values = {
-            "kept": f"{mark.kept:.0%}",
+            "kept": f"{max(0.0, mark.kept):.0%}",  # the other way round is not kept
             "left": f"{mark.contrast_left:.0%}",
             "outside": _signed(mark.outside_db),
             "count": len(mark.tokens),
