@@ -7,6 +7,7 @@ a few minutes, measure before and after on the held-out photos, and write it all
 import os
 import platform
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
 from softvq.models import model_folder
 from softvq.outputs import Output, claimed
 from softvq.pipeline import Pipeline
+from softvq.precision import computing
 from softvq.quality import lengths_tried
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.report import Figure, Report, Section, Table, embed, line_chart, write_report
@@ -106,7 +108,8 @@ def _run(held: Output, minutes: float, model: str) -> bool:
 
 def measure(tokenizer: Tokenizer, photos: Store) -> tuple[np.ndarray, Quality]:
     """Originals, uint8 [N, H, W, 3], and the quality of their reconstructions."""
-    originals, rebuilt = reconstruct_all(tokenizer, photos)
+    with computing("auto", tokenizer):  # as the commands do
+        originals, rebuilt = reconstruct_all(tokenizer, photos)
     quality = Quality(
         rebuilt, psnr_per_image(originals, rebuilt), ssim_per_image(originals, rebuilt)
     )
@@ -167,15 +170,14 @@ def measure_cost(
     pixels = images.to_tensor(np.asarray(photos.images[:BATCH]))
     batch = pixels.shape[0]
     labels = [pipeline.classes[i % len(pipeline.classes)] for i in range(DRAWN)]
-    with torch.inference_mode():
+    with torch.inference_mode(), computing("auto", tokenizer):
         latents = tokenizer.encode(pixels).latents
         speeds = {
             "encode": throughput(lambda: tokenizer.encode(pixels), batch, seconds=2),
             "decode": throughput(lambda: tokenizer.decode(latents), batch, seconds=2),
-            "generate": throughput(
-                lambda: pipeline(labels, steps=STEPS, guidance=GUIDANCE), DRAWN, seconds=2
-            ),
         }
+    draw = partial(pipeline, labels, steps=STEPS, guidance=GUIDANCE)
+    speeds["generate"] = throughput(draw, DRAWN, seconds=2)
     return costs, speeds
 
 

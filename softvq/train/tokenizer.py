@@ -19,6 +19,7 @@ from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.models import initialise_encoder, open_teacher, open_tokenizer
+from softvq.precision import computing
 from softvq.processes import mean_of_all, ours, whole
 from softvq.recipe import TokenizerRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
@@ -222,7 +223,8 @@ class TokenizerTask:
         return self.model.head.target(features)
 
     def evaluate(self, model: Autoencoding, folder: Path, seen: int) -> dict[str, float]:
-        originals, rebuilt = reconstruct_all(model.tokenizer, self.held_out)
+        with computing(self.recipe.train.precision, model):  # as it was trained
+            originals, rebuilt = reconstruct_all(model.tokenizer, self.held_out)
         shown = np.linspace(0, len(originals) - 1, min(SHOWN, len(originals))).astype(int)
         rows = np.concatenate([originals[shown], rebuilt[shown]])
         scale = max(1, 128 // originals.shape[1])
@@ -235,7 +237,8 @@ class TokenizerTask:
         if self.recipe.lora_rank:
             tokenizer = copy.deepcopy(tokenizer).merge_and_unload()
         if not model.frozen:
-            measure_latents(tokenizer, self.train_photos)
+            with computing(self.recipe.train.precision, tokenizer):
+                measure_latents(tokenizer, self.train_photos)
         tokenizer.save_pretrained(folder)
 
 
