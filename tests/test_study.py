@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from softvq.evaluate.regions import Region
 from softvq.models import open_tokenizer
 from softvq.outputs import RECORD, Record
 from softvq.precision import computing
+from softvq.study import study as planning
 from softvq.study.photos.inspect import inspect_photos
 from softvq.study.photos.pieces import choose_tile, cut, divide
 from softvq.study.settings import Known, Settings
@@ -156,6 +157,24 @@ def test_the_roll_out_has_its_stages(studied):
     names = [stage["name"] for stage in plan["stages"]]
     assert names == (["shadow", "canary", "full"] if plan["decided"] else ["shadow"])
     assert plan["roll_back_if_not"]["psnr_at_least"] > 5
+
+
+def test_measuring_keeps_to_its_share_of_the_budget(tmp_path, monkeypatch):
+    """On a slow machine fewer token counts are measured, and what was planned stays planned."""
+    counts = [1, 2, 4, 8, 16, 32, 64]
+    settings = Settings(str(tiles(tmp_path, 2, 2)[0]), budget=1200.0)
+    for seconds, left in ((5.0, []), (17.0, [2, 16]), (40.0, [2, 4, 8, 16, 32])):
+        out = tmp_path / str(seconds)
+        out.mkdir()
+        monkeypatch.setattr(planning, "seconds_of_one", lambda start, bench, s=seconds: s)
+        planned = planning.plan_counts(settings, None, counts, None, out)
+        assert [count for count in counts if count not in planned] == left
+        assert len(planned) == 2 or seconds * (3 * len(planned) + 8) <= 1200 / 3
+        monkeypatch.setattr(planning, "seconds_of_one", None)
+        assert planning.plan_counts(settings, None, counts, None, out) == planned
+    (tmp_path / "asked").mkdir()
+    asked = replace(settings, tokens=(1, 8))
+    assert planning.plan_counts(asked, None, [1, 8], None, tmp_path / "asked") == [1, 8]
 
 
 def test_results_and_photos_lie_apart(tmp_path, capsys):

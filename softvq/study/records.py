@@ -427,7 +427,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Results:
-    """results.json. ``images``: photos that each model saw in training.
+    """results.json. ``images``: photos that each model saw in training. ``left_out``: token counts
+    for which there was no time.
 
     Everything is the same however often the study was interrupted, but for ``times`` (seconds of
     each stage), the candidates' speeds and what of costs follows from them, and ``command``.
@@ -437,6 +438,7 @@ class Results:
     command: str
     settings: Settings
     images: dict[str, int]
+    left_out: list[int]
     confidence: float
     criteria: list[Criterion]
     prices: Prices | None
@@ -454,8 +456,11 @@ class Results:
 
 @dataclass
 class Plan:
-    """plan.json: photos that each model sees in training, decided when its turn came."""
+    """plan.json, what was decided by the time that is left: the token ``counts`` that are measured,
+    those ``left_out``, and photos that each model sees in training, when its turn came."""
 
+    counts: list[int] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ from softvq.study.trying.measuring import (
     measure_references,
     names_in,
     read_measures,
+    seconds_of_one,
 )
 from softvq.tokenizer import Tokenizer
 from softvq.train.folder import RECIPE, claim
@@ -54,7 +55,9 @@ WORK = (
 )
 TOLD = (RESULTS, "results.csv", "report.html", "rollout.yaml")
 MEND = "put it back from a copy, or begin again in another --out"
+OTHERS = 8  # files and budgets by photo take as long as so many token counts
 SPARE = 0.05  # of the budget, for the report
+MEASURING = 1 / 3  # of the budget, at most: on a slow machine fewer token counts are measured
 
 
 def run_study(
@@ -147,6 +150,7 @@ def measure_everything(
             print("judging the originals")
             write(evidence_of(bench, photos, side), out / EVIDENCE)
     with clock("measuring"):
+        counts = plan_counts(settings, start, counts, bench, out)
         measure_untrained(start, counts, bench, photos.facts.grey, out)
     return train_and_measure(settings, start, counts, bench, out, clock)
 
@@ -213,6 +217,31 @@ def evidence_of(bench: Bench, photos: Inspection, side: int) -> Evidence:
     )
 
 
+def plan_counts(
+    settings: Settings, start: Tokenizer, counts: Sequence[int], bench: Bench, out: Path
+) -> Sequence[int]:
+    """The token counts for which there is time: all that were asked for, or else evenly spread ones
+    that take MEASURING of the budget, by the time that the largest of them takes."""
+    plan = open_plan(out)
+    if not plan.counts:
+        if settings.tokens or settings.images is not None:
+            plan.counts = list(counts)
+        else:
+            fit = MEASURING * settings.budget / seconds_of_one(start, bench)
+            plan.counts = spread(counts, int((fit - OTHERS) / (2 + len(trainings(settings, out)))))
+        plan.left_out = [count for count in counts if count not in plan.counts]
+        if plan.left_out:
+            print(f"measuring {len(plan.counts)} of {len(counts)} token counts: time is short")
+        write(plan, out / PLAN)
+    return plan.counts
+
+
+def spread(counts: Sequence[int], most: int) -> list[int]:
+    """``most`` of the counts, two at least: the smallest, the largest, and evenly between."""
+    at = np.ceil(np.linspace(0, len(counts) - 1, max(2, most)) - 1e-9).astype(int)
+    return [counts[i] for i in np.unique(at)]
+
+
 def measure_untrained(
     start: Tokenizer, counts: Sequence[int], bench: Bench, grey: bool, out: Path
 ) -> None:
@@ -240,14 +269,8 @@ def train_and_measure(
     """Fine-tune with the time that is left, and measure. False if stopped."""
     photos = bench.material.learning
     shown = models.pieces_store(bench.originals[:: max(1, len(bench.originals) // 16)][:16])
-    asked = [models.Training(t, models.folder_of(models.kind_of(t), out), settings.seed)
-             for t in dict.fromkeys(settings.train)]  # fmt: skip
-    if settings.train:
-        asked += [
-            models.Training(settings.train[0], models.folder_of(f"seed{i}", out), settings.seed + i)
-            for i in range(1, settings.seeds)
-        ]
-    per_model = clock.spent["measuring"] / 2.5  # two models and the files, so far
+    asked = trainings(settings, out)
+    per_model = clock.spent["measuring"] / 2  # two models and the files, so far
     plan = open_plan(out)
     for i, one in enumerate(asked):
         kind = one.folder.name
@@ -281,6 +304,18 @@ def train_and_measure(
     return True
 
 
+def trainings(settings: Settings, out: Path) -> list[models.Training]:
+    """What is fine-tuned: each that is asked for, and the first again with other seeds."""
+    asked = [models.Training(t, models.folder_of(models.kind_of(t), out), settings.seed)
+             for t in dict.fromkeys(settings.train)]  # fmt: skip
+    if settings.train:
+        asked += [
+            models.Training(settings.train[0], models.folder_of(f"seed{i}", out), settings.seed + i)
+            for i in range(1, settings.seeds)
+        ]
+    return asked
+
+
 def open_plan(out: Path) -> Plan:
     """The plan of a study that goes on, or a new one."""
     return read(Plan, out / PLAN, MEND) if (out / PLAN).is_file() else Plan()
@@ -299,12 +334,14 @@ def conclude(settings: Settings, required: Criteria, out: Path, clock: Clock, la
         )
     asked, originals, candidates, recommendation = decide(evidence, measured, required)
     by_name = {each.name: each for each in measured}
+    plan = open_plan(out)
     shown = choose_shown(evidence, by_name[recommendation.leading])
     results = Results(
         version=__version__,
         command="softvq " + shlex.join(sys.argv[1:]),
         settings=settings,
-        images=open_plan(out).images,
+        images=plan.images,
+        left_out=plan.left_out,
         confidence=required.confidence,
         criteria=list(asked),
         prices=required.prices,

@@ -426,6 +426,9 @@ def limits(view: View) -> Section:
     reduced = evidence.facts.sizes.reduced
     if reduced[1] > 1.05 and not evidence.tile.native:
         notes.append(words("limits.reduced", factor=f"{reduced[1]:.1f}"))
+    if results.left_out:
+        left_out = words.join(map(str, results.left_out))
+        notes.append(words("limits.counts", left_out=left_out))
     notes += [words("limits.budget"), words("limits.many")]
     return Section(words("limits.heading"), notes=notes)
 

@@ -55,11 +55,7 @@ def measure_model(
     rebuilt, seen, quality, speeds = [], [], [], []
     for count in counts:
         print(f"measuring {kind}-{count}")
-        started = time.perf_counter()
-        pictures = np.concatenate(
-            [images.to_uint8(x) for x in models.decode(tokenizer, latents.latents, count)]
-        )
-        speed = len(pieces) / (time.perf_counter() - started)
+        pictures, speed = _rebuild(tokenizer, latents, count)
         measured = Measured(
             name=f"{kind}-{count}",
             kind=kind,
@@ -87,6 +83,26 @@ def measure_model(
             write(replace(measured, speed=fast), measures(measured.name, out))
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text("")
+
+
+def seconds_of_one(tokenizer: Tokenizer, bench: Bench) -> float:
+    """How long it takes to measure a token count: it is tried with all of them, and not kept."""
+    _ = bench.judged_originals  # once for all, and not counted
+    latents = models.encode(tokenizer, models.pieces_store(bench.originals))
+    started = time.perf_counter()
+    pictures, _ = _rebuild(tokenizer, latents, tokenizer.config.tokens)
+    nothing = Measured(name="", kind="", role="candidate", setting="", bytes=[], psnr=[], ssim=[])
+    judge(bench, bench.look(pictures), compare(bench, pictures, nothing))
+    return time.perf_counter() - started
+
+
+def _rebuild(tokenizer: Tokenizer, latents: models.Latents, count: int) -> tuple[np.ndarray, float]:
+    """Pieces of their first ``count`` tokens, uint8 [M, S, S, 3], and how many a second."""
+    started = time.perf_counter()
+    pictures = np.concatenate(
+        [images.to_uint8(x) for x in models.decode(tokenizer, latents.latents, count)]
+    )
+    return pictures, len(pictures) / (time.perf_counter() - started)
 
 
 def _bytes(tokenizer: Tokenizer) -> float:
