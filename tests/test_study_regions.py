@@ -10,7 +10,14 @@ from PIL import Image
 from softvq import images
 from softvq.data import open_store
 from softvq.errors import UserError
-from softvq.evaluate.regions import box_cover, contrast_kept, find_regions, smallest_surviving
+from softvq.evaluate.regions import (
+    Region,
+    box_cover,
+    contrast_kept,
+    find_regions,
+    smallest_surviving,
+)
+from softvq.study.judging.measure import psnr_inside
 
 
 def disk(size: int, y: float, x: float, diameter: float) -> np.ndarray:
@@ -226,3 +233,16 @@ def test_bad_boxes_get_one_line(folder: Path, text: str, message: str):
 def test_masks_or_boxes(folder: Path):
     with pytest.raises(UserError, match="give one of the two"):
         find_regions(store(folder), folder / "photos", folder, folder / "boxes.csv")
+
+
+@pytest.mark.parametrize("shape", [(3, 12), (12, 3), (3, 3), (1, 5), (20, 30)])
+def test_a_region_s_error_is_that_of_its_pixels(shape):
+    """Also of one three pixels high or wide, which looks like channels."""
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), bool)
+    mask[2 : 2 + shape[0], 1 : 1 + shape[1]] = random.random(shape) < 0.6
+    mask[2, 1] = mask[1 + shape[0], shape[1]] = True
+    error = ((x / 255.0 - y / 255.0) ** 2)[mask].mean()
+    found = psnr_inside(x, y, Region(0, mask, 1.0, 1.0))
+    assert found == pytest.approx(-10 * np.log10(error), abs=1e-9)

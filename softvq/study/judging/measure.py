@@ -113,7 +113,7 @@ def compare(bench: Bench, rebuilt: np.ndarray, measured: Measured) -> Measured:
         raise ValueError(f"pictures {list(rebuilt.shape)}, not {list(bench.originals.shape)}")
     regions = bench.material.regions
     contrast = [contrast_kept(bench.originals[r.photo], rebuilt[r.photo], r.mask) for r in regions]
-    inside = [_inside(bench.originals[r.photo], rebuilt[r.photo], r) for r in regions]
+    inside = [psnr_inside(bench.originals[r.photo], rebuilt[r.photo], r) for r in regions]
     chosen = np.unique(np.linspace(0, len(rebuilt) - 1, min(SSIM_OF, len(rebuilt))).astype(int))
     ssim = _in_batches(ssim_per_image, bench.originals[chosen], rebuilt[chosen])
     return replace(
@@ -126,11 +126,12 @@ def compare(bench: Bench, rebuilt: np.ndarray, measured: Measured) -> Measured:
     )
 
 
-def _inside(original: np.ndarray, rebuilt: np.ndarray, region: Region) -> float:
+def psnr_inside(original: np.ndarray, rebuilt: np.ndarray, region: Region) -> float:
     """PSNR of a region's pixels; its box has them all, and the rest of the picture costs time."""
     left, top, right, bottom = region.box
-    box = np.s_[:, top:bottom, left:right]
-    return float(psnr_per_image(original[None][box], rebuilt[None][box], region.mask[None][box])[0])
+    # Channels first: a box may be three pixels high.
+    x, y = (some[top:bottom, left:right].transpose(2, 0, 1)[None] for some in (original, rebuilt))
+    return float(psnr_per_image(x, y, region.mask[None, top:bottom, left:right])[0])
 
 
 def judge(bench: Bench, seen: Seen | None, measured: Measured) -> Measured:
