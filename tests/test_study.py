@@ -18,6 +18,7 @@ from PIL import Image
 from softvq.cli import main
 from softvq.coding import reconstruct_all
 from softvq.evaluate.regions import Region
+from softvq.fingerprint import fingerprint
 from softvq.models import open_tokenizer
 from softvq.outputs import RECORD, Record
 from softvq.precision import computing
@@ -70,6 +71,17 @@ def test_what_is_printed_is_the_study_s_own(studied):
     for line in ("judging the originals", "fine-tuning tuned, 1 of 1", "recommended: ", "report: "):
         assert said.count(line) == 1, said
     assert "next:" not in said and "on held-out photos" not in said, said
+
+
+def test_tokens_are_explained_on_a_page_and_in_the_report(studied):
+    out = studied / "out"
+    found = json.loads((out / "tokens" / "explanation.json").read_text())
+    assert len(found["tokens"]) == len(found["order"]) == 8
+    assert found["tokenizer"]["fingerprint"] == fingerprint(open_tokenizer(out / "models/tuned"))
+    evidence = results(out)["evidence"]["names"]
+    assert set(found["photos"]["measured"]) <= set(evidence)
+    assert "tokens/index.html" in (out / "report.html").read_text()
+    assert (out / "tokens" / "index.html").is_file()
 
 
 def test_evidence_and_what_tokenizers_learn_from_are_apart(studied):

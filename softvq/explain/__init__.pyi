@@ -1,20 +1,23 @@
 from .decision import Decision, decide, pixel_shares, token_shares
 from .directions import Direction, Target, find_direction, walk
 from .edits import edits
-from .explanation import Pictures, explain
+from .explanation import BRIEF, FULL, Effort, Pictures, explain
 from .maps import influence, picture_change, places, reading
 from .marked import Mark, find_carriers
 from .mixtures import Mixture, mixture
 from .page import write_page
 from .photos import Column, Photos, open_photos
 from .records import Explanation, write_explanation
-from .section import token_section
+from .section import as_section, brief, strongest
 from .variation import Variation, latents_of, pictures_of
 
 __all__ = [
+    "BRIEF",
+    "FULL",
     "Column",
     "Decision",
     "Direction",
+    "Effort",
     "Explanation",
     "Mark",
     "Mixture",
@@ -22,6 +25,8 @@ __all__ = [
     "Pictures",
     "Target",
     "Variation",
+    "as_section",
+    "brief",
     "decide",
     "edits",
     "explain",
@@ -36,7 +41,7 @@ __all__ = [
     "pixel_shares",
     "places",
     "reading",
-    "token_section",
+    "strongest",
     "token_shares",
     "walk",
     "write_explanation",

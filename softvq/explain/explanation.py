@@ -6,9 +6,10 @@ the same, weights shuffled  -> what a test says of a network that knows nothing
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from softvq.errors import UserError
 from softvq.explain.contributions import (
     Errors,
     errors_without_each,
-    eye_without_each,
     prefix_counts,
     prefixes,
     removals,
@@ -44,23 +44,42 @@ from softvq.explain.records import (
     Token,
     TokenizerFacts,
 )
-from softvq.explain.variation import Variation, latents_of, pictures_of
+from softvq.explain.variation import AT_ONCE, Variation, latents_of, mean_square, pictures_of
 from softvq.fingerprint import fingerprint
 from softvq.precision import computing
 from softvq.tokenizer import Tokenizer
 
 MOST_TOKENS = 256
-FITTED = 1000  # training photos whose tokens are looked at, and held-out ones for directions
-MAPPED = 4  # photos with maps
-PROBED = 3  # moves of a token that a map is a mean of
-REMOVED = 1600  # tokens from all photos together; beyond, most lose every second, third, .. one
-CHECKED = 12  # photos that tokens are deleted from in several orders
-EYED = 4  # photos that the eye looks at without each token
-SWAPPED = 30
-MARKED = 8  # photos whose marks are looked for in tokens
 EXAMPLES = 4  # photos at either end of a direction
 MOVED = 2.0  # standard deviations, in the pictures of less and more
 THUMBNAIL = 96  # pixels of small pictures
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is looked at; photos are spread evenly. 100 of 256 pixels and 64 tokens take two cores
+    less than three minutes.
+
+    fitted: training photos whose tokens are read, and held-out ones for directions.
+    removed: tokens from all photos together; beyond, most photos lose every second, third, .. one.
+    checked: photos that every token is removed from, and then tokens in several orders.
+    mapped: of those, photos with maps, which the eye looks at without each token.
+    probed: moves of a token that a map is a mean of.  swapped: swaps that maps are tested by.
+    marked: photos whose marks are looked for.  mixed: photos whose codewords are looked at.
+    """
+
+    fitted: int = 1000
+    removed: int = 1280
+    checked: int = 12
+    mapped: int = 4
+    probed: int = 2
+    swapped: int = 30
+    marked: int = 8
+    mixed: int = 16
+
+
+FULL = Effort()
+BRIEF = Effort(fitted=200, removed=0, checked=8, mapped=2, probed=1, swapped=12, marked=2, mixed=8)
 
 
 @dataclass
@@ -102,13 +121,14 @@ def explain(
     seed: int = 0,
     progress: bool = True,
     precision: str = "fp32",
+    effort: Effort = FULL,
 ) -> tuple[Explanation, Pictures]:
     """Find out what each token of a tokenizer means on photos.
 
     ``count``: held-out photos that tokens are removed from, evenly spread.  ``judge``: a name, and
     what makes a score of normalised latents [B, L, C]; by default the best direction that was
     found, of marks before classes.  ``precision``: a key of PRECISIONS, or "auto", see
-    :mod:`softvq.precision`.
+    :mod:`softvq.precision`.  ``effort``: FULL, BRIEF (a third of the time), or one's own.
 
     Raises UserError for a tokenizer with more than 256 tokens, and for fewer than 4 training photos
     or 2 held-out ones.
@@ -120,7 +140,7 @@ def explain(
     try:
         facts = _facts(tokenizer)  # its fingerprint is that of the weights as they are
         with _Bar(progress) as bar, computing(precision, tokenizer):
-            return _Work(tokenizer, photos, count, judge, seed, bar).run(facts)
+            return _Work(tokenizer, photos, count, judge, seed, bar, effort).run(facts)
     finally:
         for part, training in modes:
             part.training = training
@@ -144,10 +164,10 @@ def _check(tokenizer: Tokenizer, photos: Photos) -> None:
 
 
 class _Bar:
-    """Decodings done of those to do, with the stage that they are for."""
+    """Pictures encoded, decoded or looked at, of those to come, and the step that they are for."""
 
     def __init__(self, shown: bool):
-        self.bar = tqdm(total=0, unit=" pictures", disable=not shown, unit_scale=True)
+        self.bar = tqdm(total=0, unit=" pictures", disable=not shown)
 
     def __enter__(self) -> "_Bar":
         return self
@@ -159,10 +179,13 @@ class _Bar:
         self.bar.reset(total)
 
     @contextmanager
-    def stage(self, what: str, cost: int = 0) -> Iterator[Any]:
+    def stage(self, what: str) -> Iterator[Any]:
         self.bar.set_description(what)
         yield self.bar.update
-        self.bar.update(cost)
+
+    def finish(self) -> None:
+        self.bar.set_description("done")
+        self.bar.update(self.bar.total - self.bar.n)
 
 
 class _Work:
@@ -176,9 +199,10 @@ class _Work:
         judge: tuple[str, Judge] | None,
         seed: int,
         bar: _Bar,
+        effort: Effort,
     ):
         self.tokenizer, self.photos, self.judge = tokenizer, photos, judge
-        self.seed, self.bar = seed, bar
+        self.seed, self.bar, self.effort = seed, bar, effort
         held_out = photos.held_out
         chosen = np.linspace(0, len(held_out) - 1, min(count, len(held_out))).astype(int)
         self.rows = _with_marks(chosen, photos.masks)
@@ -196,49 +220,52 @@ class _Work:
     def run(self, facts: TokenizerFacts) -> tuple[Explanation, Pictures]:
         tokenizer, bar = self.tokenizer, self.bar
         count, measured = tokenizer.config.tokens, len(self.pictures)
-        mapped, checked = min(MAPPED, measured), min(CHECKED, measured)
-        marked = 0 if self.masks is None else min(MARKED, int(self.masks.any((1, 2)).sum()))
-        deletions = len(deletion_counts(count)) + 1
-        self.shown = self._shown(mapped)
-        self.checked = np.linspace(0, measured - 1, checked).astype(int).tolist()
-        self.removed = removals(measured, count, REMOVED, {*self.shown, *self.checked})
+        effort = self.effort
+        mapped, checked = min(effort.mapped, measured), min(effort.checked, measured)
+        marked = 0 if self.masks is None else min(effort.marked, int(self.masks.any((1, 2)).sum()))
+        deletions = len(deletion_counts(count))
+        self.shown = shown = self._shown(mapped)
+        spread = np.linspace(0, measured - 1, checked).astype(int).tolist()
+        self.checked = list(dict.fromkeys([*shown, *spread]))[:checked]
+        self.removed = removals(measured, count, effort.removed, self.checked)
+        counts = prefix_counts(count)
+        fitted, self.fitted_rows = evenly(self.photos.fitted, effort.fitted)
+        held_out, self.test_rows = evenly(self.photos.held_out, effort.fitted)
         bar.expect(
-            measured
+            len(self.fitted_rows)
+            + len(self.test_rows)
+            + 3 * measured
             + int(self.removed.sum())
-            + mapped * count * (4 * PROBED + 4)
+            + mapped * (count * (effort.probed + 6) + 2 * len(counts))
             + checked * (deletions * (ORDERS + 2) + count)
-            + 12 * SWAPPED
-            + marked * 3 * count
+            + 3 * effort.swapped
+            + marked * 2 * count
         )
-        with bar.stage("reading tokens"):
-            fitted_pictures, rows = evenly(self.photos.fitted, FITTED)
-            self.fitted_rows = rows
-            self.fitted = _encoded(tokenizer, fitted_pictures)
-            some, self.test_rows = evenly(self.photos.held_out, FITTED)
-            self.test = _encoded(tokenizer, some)
+        with bar.stage("reading photos") as done:
+            self.fitted = _encoded(tokenizer, fitted, done)
+            self.test = _encoded(tokenizer, held_out, done)
             self.variation = Variation.of(self.fitted)
-            self.latents = latents_of(tokenizer, self.pictures)
+            self.latents = _encoded(tokenizer, self.pictures, done)
         mean = self.variation.mean
-        with bar.stage("removing tokens") as done:
+        with bar.stage("what each token is worth") as done:
             self.errors = errors_without_each(
-                tokenizer, self.pictures, self.latents, mean, self.masks, self.removed, done
+                tokenizer, self.pictures, self.latents, mean, self.masks, self.removed, shown, done
             )
-        order = self.errors.lost.nanmean(0).argsort(descending=True).tolist()
-        shown = self.shown
-        with bar.stage("the eye"):
-            eyed = shown[:EYED]
-            lost_eye = eye_without_each(
-                tokenizer, self.pictures[eyed], self.latents[eyed], mean
-            ).mean(0)
-            kept = prefixes(tokenizer, self.pictures[shown], self.latents[shown], mean, order)
+            order = self.errors.lost.nanmean(0).argsort(descending=True).tolist()
+            self.firsts = torch.stack(
+                [with_first(tokenizer, self.latents[shown], mean, order, k) for k in counts], dim=1
+            )
+            kept = prefixes(self.pictures[shown], self.firsts, counts)
+            done(2 * len(counts) * mapped)
         acts, reads = self._maps(shown)
         moved, looks = self._moved(shown)
         checks = self._checks(acts)
-        with bar.stage("directions"):
+        with bar.stage("what directions mean"):
             directions, too_few = self._directions()
-        with bar.stage("mixtures"):
-            mixed = mixture(tokenizer, self.pictures[:32], min(shown[0], 31))
-        with bar.stage("editing"):
+        with bar.stage("what tokens are made of"):
+            some = list(dict.fromkeys([*shown, *range(measured)]))[: effort.mixed]
+            mixed = mixture(tokenizer, self.pictures[some])
+        with bar.stage("mixing two photos"):
             pair = (shown[0], self._unlike(shown[0]))
             edited, edit_pictures = edits(
                 tokenizer, self.latents[pair[0]], self.latents[pair[1]], order, self.variation
@@ -259,7 +286,7 @@ class _Work:
                 classes=self.photos.held_out.classes,
             ),
             psnr=float(-10 * self.errors.full.log10().mean()),
-            tokens=_tokens(small_acts, small_reads, looks, self.errors, lost_eye),
+            tokens=_tokens(small_acts, small_reads, looks, self.errors),
             order=order,
             prefixes=kept,
             directions=[self._told(direction) for direction in directions],
@@ -272,8 +299,8 @@ class _Work:
             marks=marks,
             decision=decision,
         )
-        with bar.stage("pictures"):
-            pictures = self._pictures(shown, order, small_acts, small_reads, moved, edit_pictures)
+        with bar.stage("drawing the page"):
+            pictures = self._pictures(shown, small_acts, small_reads, moved, edit_pictures)
             z = self.latents[shown[0]]
             pictures.walks = [
                 images.to_uint8(pictures_of(tokenizer, walk(direction, z)))
@@ -284,11 +311,9 @@ class _Work:
             pictures.decided = decided
             if mixed.focus:
                 words = [choice.codeword for choice in mixed.focus[order[0]][:SHOWN]]
-                focus = self.latents[min(shown[0], 31)]
-                alone = codeword_latents(tokenizer, focus, order[0], words)
-                both = torch.cat([focus[None], alone])
+                both = torch.cat([z[None], codeword_latents(tokenizer, z, order[0], words)])
                 pictures.words = images.to_uint8(pictures_of(tokenizer, both))
-        bar.bar.update(bar.bar.total - bar.bar.n)
+        bar.finish()
         return explanation, pictures
 
     # ---- steps ----
@@ -306,25 +331,26 @@ class _Work:
         return int((self.latents - self.latents[row]).square().sum((1, 2)).argmax())
 
     def _maps(self, shown: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-        moves = self.variation.moves(PROBED, self.seed)
+        moves = self.variation.moves(self.effort.probed, self.seed)
         acts, reads = [], []
         count = len(self.variation.mean)
         with self.bar.stage("where tokens act") as done:
             for row in shown:
                 maps = []
-                for token in range(count):
-                    maps.append(influence(self.tokenizer, self.latents[row], moves, [token]))
-                    done(4 * PROBED)
+                for some in torch.arange(count).split(max(1, AT_ONCE // self.effort.probed)):
+                    tokens = some.tolist()
+                    maps.append(influence(self.tokenizer, self.latents[row], moves, tokens))
+                    done(len(moves) * len(tokens))
                 acts.append(torch.cat(maps))
                 reads.append(reading(self.tokenizer, self.pictures[row], self.variation))
-                done(4 * count)
+                done(2 * count)
         return acts, reads
 
     def _moved(self, shown: list[int]) -> tuple[np.ndarray, list[Look]]:
         """Small pictures of less and more of each token, [P, L, 2, h, w, 3], and what changes."""
         main = MOVED * self.variation.main
         small, changes = [], []
-        with self.bar.stage("less and more"):
+        with self.bar.stage("less and more of each token") as done:
             for row in shown:
                 step = torch.diag_embed(torch.ones(len(main)))[..., None] * main
                 z = self.latents[row]
@@ -333,13 +359,15 @@ class _Work:
                 thumbnails = _small(images.to_uint8(pictures))
                 small.append(thumbnails.reshape(len(z), 2, *thumbnails.shape[1:]))
                 changes.append(pictures[1::2] - pictures[::2])
+                done(len(both))
         looks = [look(torch.stack([c[token] for c in changes])) for token in range(len(main))]
         return np.stack(small), looks
 
     def _checks(self, acts: list[Tensor]) -> Checks:
         shown = self.shown
         place = {row: i for i, row in enumerate(shown)}
-        with self.bar.stage("checking") as done:
+        photos, tokens = self.latents.shape[:2]
+        with self.bar.stage("testing what was said") as done:
             return check(
                 self.tokenizer,
                 self.pictures,
@@ -347,7 +375,7 @@ class _Work:
                 self.variation.mean,
                 self.errors,
                 self.checked,
-                swap_pairs(shown, len(self.pictures), len(self.variation.mean), SWAPPED, self.seed),
+                swap_pairs(shown, photos, tokens, self.effort.swapped, self.seed),
                 lambda photo, token: acts[place[photo]][token],
                 self.seed,
                 done,
@@ -409,14 +437,14 @@ class _Work:
             return marks, pictures
         there = np.flatnonzero(self.masks.any((1, 2)))
         chosen = there[np.linspace(0, len(there) - 1, count).astype(int)]
-        with self.bar.stage("looking for marks") as done:
+        with self.bar.stage("which tokens carry the marks") as done:
             for row in chosen:
                 mark, four = find_carriers(
                     self.tokenizer, self.pictures[row], self.masks[row], int(row)
                 )
                 marks.append(mark)
                 pictures.append(four)
-                done(3 * self.tokenizer.config.tokens)
+                done(2 * self.tokenizer.config.tokens)
         return marks, pictures
 
     def _decision(
@@ -452,24 +480,12 @@ class _Work:
         return best.name, best.of, self.fitted[low].mean(0)
 
     def _pictures(
-        self,
-        shown: list[int],
-        order: list[int],
-        acts: Tensor,
-        reads: Tensor,
-        moved: np.ndarray,
-        edited: Tensor,
+        self, shown: list[int], acts: Tensor, reads: Tensor, moved: np.ndarray, edited: Tensor
     ) -> Pictures:
-        tokenizer, variation = self.tokenizer, self.variation
-        latents = self.latents[shown]
-        counts = prefix_counts(len(order))
-        firsts = torch.stack(
-            [with_first(tokenizer, latents, variation.mean, order, k) for k in counts], dim=1
-        )
-        errors = ((firsts - self.pictures[shown][:, None]) / 2).square().mean((2, 3, 4))
+        errors = mean_square(self.firsts, self.pictures[shown][:, None]).mean((2, 3))
         return Pictures(
             photos=images.to_uint8(self.pictures[shown]),
-            firsts=images.to_uint8(firsts),
+            firsts=images.to_uint8(self.firsts),
             firsts_db=(-10 * errors.clamp_min(1e-8).log10()).numpy(),
             acts=_levels(acts),
             reads=_levels(reads),
@@ -488,14 +504,17 @@ def _with_marks(chosen: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
     return np.unique(np.concatenate([marked, chosen[len(marked) :]]))
 
 
-def _encoded(tokenizer: Tokenizer, pictures: Iterator[Tensor]) -> Tensor:
-    parts, some = [], []
-    for picture in pictures:
-        some.append(picture)
-        if len(some) == 64:
-            parts.append(latents_of(tokenizer, torch.stack(some)))
-            some = []
-    return torch.cat([*parts, latents_of(tokenizer, torch.stack(some))] if some else parts)
+def _encoded(
+    tokenizer: Tokenizer,
+    pictures: Iterable[Tensor],
+    done: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    parts = []
+    left = iter(pictures)
+    while some := list(islice(left, AT_ONCE)):
+        parts.append(latents_of(tokenizer, torch.stack(some)))
+        done(len(some))
+    return torch.cat(parts)
 
 
 def _facts(tokenizer: Tokenizer) -> TokenizerFacts:
@@ -512,10 +531,9 @@ def _facts(tokenizer: Tokenizer) -> TokenizerFacts:
     )
 
 
-def _tokens(
-    acts: Tensor, reads: Tensor, looks: list[Look], errors: Errors, lost_eye: Tensor
-) -> list[Token]:
-    lost, inside = errors.lost, errors.lost_inside
+def _tokens(acts: Tensor, reads: Tensor, looks: list[Look], errors: Errors) -> list[Token]:
+    lost, inside, margin = errors.lost, errors.lost_inside, errors.margin.tolist()
+    eye = errors.eye.nanmean(0)
     within = None if inside is None else inside.nanmean(0).tolist()
     within = None if within is None or any(map(math.isnan, within)) else within
     known = lost.nan_to_num(-torch.inf)  # of the photos that lost this token
@@ -526,8 +544,9 @@ def _tokens(
             read,
             looks[i],
             float(lost[:, i].nanmean()),
+            None if math.isnan(margin[i]) else margin[i],
             float(most[i]),
-            float(lost_eye[i]),
+            float(eye[i]),
             within[i] if within else None,
         )
         for i, (act, read) in enumerate(zip(places(acts), places(reads), strict=True))

@@ -24,28 +24,42 @@ CONTROLS = 12  # shuffled networks, each of which is asked about a photo or a fe
 
 
 def deletion_counts(tokens: int) -> list[int]:
-    """How many tokens are removed: up to half of them, in at most eight steps."""
+    """How many tokens are removed: up to half of them, in at most four steps."""
     half = max(1, tokens // 2)
-    return sorted({max(1, round(half * i / 8)) for i in range(1, 9)})
+    return sorted({max(1, round(half * i / 4)) for i in range(1, 5)})
 
 
 def random_orders(photos: int, tokens: int, seed: int) -> Tensor:
-    """int64 [photos, tokens], each row a permutation."""
+    """int64 [ORDERS, photos, tokens], each row a permutation.
+
+    Those of a photo are one, shifted by a part of its length each: every token goes early in one
+    of them and late in another, so that chance is no luck with the strongest.
+    """
     draws = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(tokens, generator=draws) for _ in range(photos)])
+    first = torch.stack([torch.randperm(tokens, generator=draws) for _ in range(photos)])
+    return torch.stack([first.roll(i * tokens // ORDERS, 1) for i in range(ORDERS)])
 
 
 def deleted(
-    tokenizer: Tokenizer, pictures: Tensor, latents: Tensor, mean: Tensor, orders: Tensor
+    tokenizer: Tokenizer,
+    pictures: Tensor,
+    latents: Tensor,
+    mean: Tensor,
+    full: Tensor,
+    orders: Tensor,
 ) -> Tensor:
-    """dB lost while tokens go in the order [N, L] of each photo: [N, len(deletion_counts)]."""
+    """dB lost while tokens go in each of O orders [O, N, L] of N photos: [O, N, S].
+
+    full [N]: errors with all tokens.  S: see :func:`deletion_counts`.
+    """
+    counts = deletion_counts(orders.shape[-1])
     rows = []
-    for picture, z, order in zip(pictures, latents, orders.tolist(), strict=True):
-        gone = [0, *deletion_counts(len(order))]
-        variants = torch.stack([without(z, mean, order[:count]) for count in gone])
+    for picture, z, whole, mine in zip(pictures, latents, full, orders.unbind(1), strict=True):
+        gone = [order[:count] for order in mine.tolist() for count in counts]
+        variants = torch.stack([without(z, mean, tokens) for tokens in gone])
         errors = mean_square(pictures_of(tokenizer, variants), picture).mean((1, 2))
-        rows.append(decibels(errors[1:], errors[0]))
-    return torch.stack(rows)
+        rows.append(decibels(errors, whole).view(len(mine), len(counts)))
+    return torch.stack(rows, dim=1)
 
 
 @dataclass(frozen=True)
@@ -77,19 +91,24 @@ def swap_pairs(
     return found
 
 
-def swapped_change(tokenizer: Tokenizer, latents: Tensor, donor: Tensor, token: int) -> Tensor:
-    """How far pixels change, peak 1, [H, W], when a token [L, C] is another photo's."""
-    swapped = latents.clone()
-    swapped[token] = donor[token]
-    before, after = pictures_of(tokenizer, torch.stack([latents, swapped]))
-    return mean_square(before, after).sqrt()
+def swapped_change(tokenizer: Tokenizer, latents: Tensor, swapped: Tensor) -> Tensor:
+    """How far pixels change, peak 1, when latents [L, C] become each of [n, L, C]: [n, H, W]."""
+    before, *after = pictures_of(tokenizer, torch.cat([latents[None], swapped]))
+    return mean_square(before, torch.stack(after)).sqrt()
 
 
-def predicted_change(tokenizer: Tokenizer, latents: Tensor, donor: Tensor, token: int) -> Tensor:
+def predicted_change(tokenizer: Tokenizer, latents: Tensor, swapped: Tensor) -> Tensor:
     """The same, by the derivative at the photo as it is."""
-    move = torch.zeros_like(latents)
-    move[token] = donor[token] - latents[token]
-    return (picture_change(tokenizer, latents, move[None])[0] / 2).square().mean(0).sqrt()
+    return (picture_change(tokenizer, latents, swapped - latents) / 2).square().mean(1).sqrt()
+
+
+def with_token_of(latents: Tensor, photo: int, others: list[tuple[int, int]]) -> Tensor:
+    """Latents [N, L, C] of a photo with one token of another photo, for every (other photo, token):
+    [n, L, C]."""
+    found = latents[photo].expand(len(others), -1, -1).clone()
+    for row, (donor, token) in zip(found, others, strict=True):
+        row[token] = latents[donor, token]
+    return found
 
 
 def shuffled(tokenizer: Tokenizer, seed: int = 0) -> Tokenizer:
@@ -126,16 +145,17 @@ def swaps(
     typical: the influence map [H, W] of (photo, token).
     """
     found = []
-    for photo, donor, token in pairs:
-        z, other = latents[photo], latents[donor]
-        true = swapped_change(tokenizer, z, other, token)
+    for photo in sorted({photo for photo, _, _ in pairs}):
+        others = [(donor, token) for which, donor, token in pairs if which == photo]
+        swapped, of_other = (with_token_of(z, photo, others) for z in (latents, of_control))
+        true = swapped_change(tokenizer, latents[photo], swapped)
         guesses = (
-            predicted_change(tokenizer, z, other, token),
-            typical(photo, token),
-            predicted_change(control, of_control[photo], of_control[donor], token),
+            predicted_change(tokenizer, latents[photo], swapped),
+            torch.stack([typical(photo, token) for _, token in others]),
+            predicted_change(control, of_control[photo], of_other),
         )
         found.append(torch.stack([correlation(true, guess) for guess in guesses]))
-    return Swaps(*torch.stack(found).unbind(1))
+    return Swaps(*torch.cat(found, dim=1))
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,8 @@ class Checks:
     removed: numbers of tokens removed.  stated, chance, control: dB lost by then in the order of
     stated importance, at random, and in the order that the shuffled network states.
     hurt, control_hurt: added squared error in the stated order over that in random order, mean over
-    these numbers; 1 is worth nothing.
+    these numbers and over photos, each as a share of the most that was done to it; 1 is worth
+    nothing.
     along: correlation of the pixels that a swap changed with the derivative's; typical: with the
     token's map, which is the same for every swap; shuffled: with the shuffled network's derivative.
     Medians over ``swaps`` swaps between held-out photos.
@@ -186,37 +207,37 @@ def check(
     count, steps = latents.shape[1], deletion_counts(latents.shape[1])
     of_rows = pictures[rows], latents[rows]
     known = []
-    for i, some in enumerate(of_rows[0].tensor_split(CONTROLS)):
-        if not len(some):
+    for i, part in enumerate(torch.arange(len(rows)).tensor_split(CONTROLS)):
+        if not len(part):
             continue
         # One network that knows nothing may be right about the strongest token by luck.
         other = shuffled(tokenizer, seed + i)
-        average = latents_of(other, of_rows[0]).mean(0)
-        known.append(errors_without_each(other, some, latents_of(other, some), average).lost)
-        done(len(some) * count)
+        own = latents_of(other, of_rows[0])
+        known.append(
+            errors_without_each(other, of_rows[0][part], own[part], own.mean(0), done=done).lost
+        )
     said = [lost.argsort(1, descending=True) for lost in (errors.lost[rows], torch.cat(known))]
-    chance = [random_orders(len(rows), count, seed + i) for i in range(ORDERS)]
+    orders = torch.cat([torch.stack(said), random_orders(len(rows), count, seed)])
     found = []
-    for orders in (*said, *chance):
-        found.append(deleted(tokenizer, *of_rows, mean, orders))
-        done(len(rows) * (len(steps) + 1))
-    stated, by_control, by_chance = found[0], found[1], torch.stack(found[2:])
-    full = errors.full[rows][:, None]
-
-    def added(decibels: Tensor) -> float:  # squared error
-        return float(((10 ** (decibels / 10) - 1) * full).mean())
-
-    by_luck = max(added(by_chance), 1e-12)
+    for i, row in enumerate(rows):
+        one = of_rows[0][[i]], of_rows[1][[i]], mean, errors.full[[row]], orders[:, [i]]
+        found.append(deleted(tokenizer, *one))
+        done(len(orders) * len(steps))
+    lost = torch.cat(found, dim=1)
+    stated, by_control, by_chance = lost[0], lost[1], lost[2:]
+    added = (10 ** (lost / 10) - 1) * errors.full[rows][:, None]  # squared error, [O, N, S]
+    added = (added / added.amax((0, 2), keepdim=True).clamp_min(1e-12)).mean((1, 2))
+    by_luck = float(added[2:].mean().clamp_min(1e-12))
     seen = swaps(tokenizer, control, latents, of_control, pairs, typical)
-    done(12 * len(pairs))
+    done(3 * len(pairs))
     return Checks(
         photos=len(rows),
         removed=steps,
         stated=stated.mean(0).tolist(),
         chance=by_chance.mean((0, 1)).tolist(),
         control=by_control.mean(0).tolist(),
-        hurt=added(stated) / by_luck,
-        control_hurt=added(by_control) / by_luck,
+        hurt=float(added[0]) / by_luck,
+        control_hurt=float(added[1]) / by_luck,
         swaps=len(pairs),
         along=float(seen.along.median()),
         typical=float(seen.typical.median()),

@@ -8,12 +8,13 @@ standard deviations, while a pixel moves.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from softvq.explain.variation import AT_ONCE, Variation
 from softvq.tokenizer import Tokenizer
@@ -25,21 +26,38 @@ STEADY = 0.5  # correlation of a token's maps of two photos, from which it stays
 Kind = Literal["place", "global", "wandering"]
 
 
+class _TurnedAxes(TorchFunctionMode):
+    """Memory formats, which vmap does not know, by turning the axes instead."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.contiguous and kwargs.get("memory_format") is torch.channels_last:
+            return args[0].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return func(*args, **kwargs)
+
+
 def picture_change(tokenizer: Tokenizer, latents: Tensor, moves: Tensor) -> Tensor:
     """The derivative of the picture of ``latents`` [L, C] along moves [B, L, C]: [B, 3, H, W].
 
-    Normalised latents; pixels in [-1, 1], so a change of 2 is from black to white.
+    Normalised latents; pixels in [-1, 1], so a change of 2 is from black to white. The picture
+    itself is computed once for all moves.
     """
+    at = latents.to(tokenizer.device)
 
     def decode(z: Tensor) -> Tensor:
-        return tokenizer.decode(tokenizer.denormalize(z))
+        return tokenizer.decode(tokenizer.denormalize(z[None]))[0]
 
-    found = []
+    def change(move: Tensor) -> Tensor:
+        return torch.func.jvp(decode, (at,), (move,))[1]
+
     # The fused kernels of attention have no derivative in forward mode.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for some in moves.to(tokenizer.device).split(AT_ONCE):
-            at = latents.to(tokenizer.device).expand(len(some), -1, -1).clone()
-            found.append(torch.func.jvp(decode, (at,), (some,))[1].float().cpu())
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _TurnedAxes():
+        found = [
+            torch.func.vmap(change)(some).float().cpu()
+            for some in moves.to(tokenizer.device).split(AT_ONCE)
+        ]
     return torch.cat(found)
 
 
@@ -51,12 +69,14 @@ def influence(
     ``moves`` [n, L, C], as :meth:`Variation.moves` gives them.  ``tokens``: which; None for all.
     """
     found = []
-    for token in range(len(latents)) if tokens is None else tokens:
-        alone = torch.zeros_like(moves)
-        alone[:, token] = moves[:, token]
-        change = picture_change(tokenizer, latents, alone) / 2
-        found.append(change.square().mean((0, 1)).sqrt())
-    return torch.stack(found)
+    chosen = torch.arange(len(latents)) if tokens is None else torch.tensor(tokens)
+    for some in chosen.split(max(1, AT_ONCE // len(moves))):
+        alone = moves.new_zeros(len(some), *moves.shape)
+        each = torch.arange(len(some))
+        alone[each, :, some] = moves[:, some].transpose(0, 1)
+        change = picture_change(tokenizer, latents, alone.flatten(0, 1)) / 2
+        found.append(change.unflatten(0, alone.shape[:2]).square().mean((1, 2)).sqrt())
+    return torch.cat(found)
 
 
 def reading(
@@ -69,17 +89,18 @@ def reading(
     count, channels = variation.mean.shape
     draws = torch.Generator().manual_seed(seed)
     squares = torch.zeros(count, *picture.shape[-2:])
-    for _ in range(probes):
-        weights = torch.randn(count, channels, generator=draws) / variation.std
-        for tokens in torch.arange(count).split(AT_ONCE):
-            pixels = picture.expand(len(tokens), -1, -1, -1).to(tokenizer.device).clone()
-            pixels.requires_grad_()
-            with torch.enable_grad():
-                latents = tokenizer.normalize(tokenizer.encode(pixels).latents)
-                mine = latents[torch.arange(len(tokens)), tokens]
-                score = (mine * weights[tokens].to(mine)).sum()
-            (slope,) = torch.autograd.grad(score, pixels)
-            squares[tokens] += (2 * slope).square().mean(1).float().cpu() / probes
+    pixels = picture[None].to(tokenizer.device).requires_grad_()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _TurnedAxes():
+        latents = tokenizer.normalize(tokenizer.encode(pixels).latents)[0]
+        for _ in range(probes):
+            weights = torch.randn(count, channels, generator=draws) / variation.std
+            for tokens in torch.arange(count).split(AT_ONCE):
+                back = torch.zeros(len(tokens), count, channels)
+                back[torch.arange(len(tokens)), tokens] = weights[tokens]
+                (slope,) = torch.autograd.grad(
+                    latents, pixels, back.to(latents), retain_graph=True, is_grads_batched=True
+                )
+                squares[tokens] += (2 * slope[:, 0]).square().mean(1).float().cpu() / probes
     return squares.sqrt()
 
 

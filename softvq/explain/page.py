@@ -291,8 +291,8 @@ def _columns(found: Explanation) -> list[str]:
 
 
 def _row(number: int, token: Token, found: Explanation) -> list[str | Text]:
-    act = token.act
-    inside = token.lost_inside_db
+    act, inside = token.act, token.lost_inside_db
+    margin = "" if token.lost_db_margin is None else f" ± {token.lost_db_margin:.2f}"
     cells: list[str | Text] = [
         str(number + 1),
         (f"kind.{act.kind}", {}),
@@ -301,7 +301,7 @@ def _row(number: int, token: Token, found: Explanation) -> list[str | Text]:
         _signed(act.steadiness),
         f"{token.look.size:.0%}",
         f"{token.look.colour:.0%}",
-        _signed(token.lost_db),
+        _signed(token.lost_db) + margin,
         _signed(token.lost_eye),
     ]
     return cells if inside is None else [*cells, _signed(inside)]

@@ -27,7 +27,6 @@ class Photos:
     is marked in them, None where nothing is.  columns: numbers (or texts of few kinds) of the
     fitted and of the held-out photos, by name; nan (or "") where not known.
     focus: one more picture [3, H, W], not from the folder, and its name.
-    normal: classes without a defect.
     """
 
     fitted: Store
@@ -36,7 +35,6 @@ class Photos:
     masks: np.ndarray | None = None
     columns: Sequence["Column"] = ()
     focus: tuple[str, Tensor] | None = None
-    normal: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

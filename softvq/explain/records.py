@@ -51,8 +51,9 @@ class PhotoFacts:
 class Token:
     """act: where it changes the picture.  read: where it is read from.  look: what it changes.
 
-    lost_db: PSNR lost without it, mean over the measured photos; lost_db_most: over the tenth of
-    them that lose most.  lost_eye: how much further the eye finds the picture.  lost_inside_db: the
+    lost_db: PSNR lost without it, mean over the measured photos; lost_db_margin: half of the mean's
+    95% interval, None if it was taken from one photo alone; lost_db_most: over the tenth of them
+    that lose most.  lost_eye: how much further the eye finds the picture.  lost_inside_db: the
     PSNR lost inside of what is marked.
     """
 
@@ -60,6 +61,7 @@ class Token:
     read: Place
     look: Look
     lost_db: float
+    lost_db_margin: float | None
     lost_db_most: float
     lost_eye: float
     lost_inside_db: float | None = None

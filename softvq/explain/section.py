@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from softvq.explain.explanation import Pictures, explain
+from softvq.explain.explanation import BRIEF, Pictures, explain
 from softvq.explain.page import WORDS, place_of, summary
 from softvq.explain.photos import Photos
 from softvq.explain.records import Explanation
@@ -12,38 +12,37 @@ from softvq.tokenizer import Tokenizer
 from softvq.words import Language, Sentences
 
 SHOWN = 8  # tokens, the most important ones
+QUALITY = 85  # of JPEGs
 
 
-def token_section(
-    tokenizer: Tokenizer,
-    photos: Photos,
-    lang: Language = "en",
-    count: int = 32,
-    progress: bool = True,
-) -> tuple[Section, Explanation]:
-    """Explain the tokens on ``count`` held-out photos; the section, and all that was found.
+def brief(tokenizer: Tokenizer, photos: Photos) -> tuple[Explanation, Pictures]:
+    """Explain the tokens on a few photos, in about a minute of two cores.
 
     Raises UserError where :func:`softvq.explain.explain` does.
     """
-    found, pictures = explain(tokenizer, photos, count, progress=progress)
-    return as_section(found, pictures, lang), found
+    return explain(tokenizer, photos, BRIEF.checked, precision="auto", effort=BRIEF)
 
 
-def as_section(found: Explanation, pictures: Pictures, lang: Language = "en") -> Section:
-    """An explanation as a section: sentences, the strongest tokens' maps, the tests."""
+def strongest(found: Explanation, pictures: Pictures) -> np.ndarray:
+    """The first photo, bright where each of the most important tokens acts: uint8 [n, H, W, 3]."""
+    photo = pictures.photos[0]
+    return np.stack([lit(photo, pictures.acts[0, token]) for token in found.order[:SHOWN]])
+
+
+def as_section(found: Explanation, maps: np.ndarray, lang: Language = "en") -> Section:
+    """An explanation as a section: sentences, the maps of the ``strongest`` tokens, the tests."""
     words = Sentences(WORDS)
 
     def say(text: tuple[str, dict]) -> str:
         return words(text[0], lang, **text[1])
 
-    photo = pictures.photos[0]
     figures = []
-    for token in found.order[:SHOWN]:
+    for token, shown in zip(found.order, maps, strict=False):
         act, lost = found.tokens[token].act, found.tokens[token].lost_db
         where = say(place_of(act)) if act.kind == "place" else words(f"kind.{act.kind}", lang)
         caption = f"{words('token.n', lang, n=token + 1)}: {where}, {lost:.1f} dB"
-        figures.append(Figure(embed(Image.fromarray(lit(photo, pictures.acts[0, token])), 85),
-                              caption, caption))  # fmt: skip
+        picture = embed(Image.fromarray(np.ascontiguousarray(shown)), QUALITY)
+        figures.append(Figure(picture, caption, caption))
     checks = found.checks
     rows = [
         [words("trust.hurt", lang, photos=checks.photos, most=checks.removed[-1]),

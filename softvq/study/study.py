@@ -38,6 +38,7 @@ from softvq.study.settings import Known, Settings
 from softvq.study.telling.pictures import choose_shown, rebuild_shown
 from softvq.study.telling.report import write_reports
 from softvq.study.trying import models
+from softvq.study.trying.explaining import TOKENS, explain_tokens
 from softvq.study.trying.measuring import (
     measure_model,
     measure_references,
@@ -47,11 +48,12 @@ from softvq.study.trying.measuring import (
 )
 from softvq.tokenizer import Tokenizer
 from softvq.train.folder import RECIPE, claim
+from softvq.words import Language
 
 PLAN, EVIDENCE, RESULTS = "plan.json", "evidence.json", "results.json"
 WORK = (
     *(TIMES, "photos", "data.json", RECIPE, PIECES, EVIDENCE, "measures", "models", PLAN),
-    "pictures",
+    *("pictures", TOKENS),
 )
 TOLD = (RESULTS, "results.csv", "report.html", "rollout.yaml")
 MEND = "put it back from a copy, or begin again in another --out"
@@ -61,7 +63,7 @@ MEASURING = 1 / 3  # of the budget, at most: on a slow machine fewer token count
 
 
 def run_study(
-    settings: Settings, known: Known, out: Path, criteria: str | None = None, lang: str = "en"
+    settings: Settings, known: Known, out: Path, criteria: str | None = None, lang: Language = "en"
 ) -> bool:
     """Run the study in ``out``, or go on with it. Returns False if training was stopped.
 
@@ -76,7 +78,7 @@ def run_study(
     with claimed(out, "study", {}) as held:
         held.expect(WORK, later=TOLD)
         clock = Clock(out)
-        if not measure_everything(settings, known, required, start, counts, out, clock):
+        if not measure_everything(settings, known, required, start, counts, out, clock, lang):
             return False
         held.expect([*WORK, *TOLD])
         conclude(settings, required, out, clock, lang)
@@ -124,6 +126,7 @@ def measure_everything(
     counts: Sequence[int],
     out: Path,
     clock: Clock,
+    lang: Language,
 ) -> bool:
     """All that takes long. False if training was stopped."""
     side = start.config.height
@@ -152,7 +155,13 @@ def measure_everything(
     with clock("measuring"):
         counts = plan_counts(settings, start, counts, bench, out)
         measure_untrained(start, counts, bench, photos.facts.grey, out)
-    return train_and_measure(settings, start, counts, bench, out, clock)
+    if not train_and_measure(settings, start, counts, bench, out, clock):
+        return False
+    with clock("explaining"):
+        asked = trainings(settings, out)
+        first = open_tokenizer(asked[0].folder) if asked else start
+        explain_tokens(first, bench, out, lang)
+    return True
 
 
 def open_photos(settings: Settings, known: Known, side: int, out: Path) -> Inspection:

@@ -14,7 +14,7 @@ from softvq.io import write_atomically
 from softvq.report import Report, Section, write_report
 from softvq.study.deciding.costs import PARTS
 from softvq.study.records import Candidate, Criterion, Results, read
-from softvq.study.telling import evidence, gallery
+from softvq.study.telling import evidence, gallery, tokens
 from softvq.study.telling.pictures import model_kind
 from softvq.study.telling.rollout import write_plan
 from softvq.study.telling.view import View, digits_of, unit_of, value_of
@@ -107,6 +107,7 @@ def _sections(view: View) -> list[Section | None]:
         evidence.all_candidates(view),
         gallery.worst_cases(view),
         gallery.defect_crops(view),
+        tokens.meaning(view),
         evidence.budgets(view),
         evidence.by_size(view),
         evidence.by_class(view),

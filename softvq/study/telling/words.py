@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from softvq.errors import UserError
-from softvq.words import LANGUAGES, sentences
+from softvq.words import LANGUAGES, Language, sentences
 
 
 def texts() -> dict[str, dict[str, str]]:
@@ -27,7 +27,7 @@ class Words:
     def __init__(self, lang: str):
         if lang not in LANGUAGES:
             raise UserError(f"unknown language '{lang}'; known: {', '.join(LANGUAGES)}")
-        self.lang = lang
+        self.lang: Language = LANGUAGES[LANGUAGES.index(lang)]
         self.asked: set[str] = set()  # keys, for the test that every text is used
 
     def __call__(self, key: str, **values: object) -> str:
