@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softvq.generator.families import find_sampler, from_net, to_net
+from softvq.generator.families import arranged, find_sampler, from_net
 from softvq.generator.flowmap import FlowMap, SelfGuidance
 from softvq.generator.process import channel_axis, split_channels
 from softvq.tokenizer.model import Tokenizer
@@ -137,7 +137,7 @@ class GeneratorGraph(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         config = self.generator.config
-        x = to_net(noise, config)
+        x = arranged(noise, config)
         drawn = self.sampler.loop(self.guided, x, self.times, labels, config.process)
         return from_net(drawn, config)
 
@@ -176,7 +176,7 @@ class FewStepGraph(nn.Module):
         config = self.generator.config
         scale = torch.ones_like(noise[:, 0, 0]) if guidance is None else guidance
         told = _Told(self.generator, scale)
-        x = to_net(noise, config)
+        x = arranged(noise, config)
         return from_net(self.sampler.loop(told, x, self.times, labels, config.process), config)
 
 

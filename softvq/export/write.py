@@ -44,6 +44,7 @@ Format = Literal["onnx", "torch"]
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 SHAPES = ((0, 0), (97, 161), (230, 120), (37, 53))  # of parity photos; (0, 0): the model's own
 TOLERANCE, LEVELS = 1e-4, 1  # of float32
+MOST_ERROR = 0.25  # of 8 bits, relative: above it, something else is wrong
 ANY = torch.export.Dim.DYNAMIC
 
 
@@ -375,4 +376,6 @@ def _measured(folder: Path, manifest: Manifest) -> Manifest:
             levels = max(levels, float(np.quantile(difference, verify.LEVELS_SHARE)))
         else:
             worst = max(worst, float(difference.max() / np.abs(wanted).max()))
+    if worst > MOST_ERROR:
+        raise UserError(f"8 bits are too few for this model (error {worst:.0%}); leave out --int8")
     return replace(manifest, tolerance=2 * worst, levels=int(np.ceil(2 * levels)))

@@ -58,9 +58,13 @@ def to_net(x: Tensor, config: TransformerConfig) -> Tensor:
     spectrum, maps [B, C, H, W] if it cuts patches."""
     if config.picture:
         return x * amplitudes(config.tokens, config.channels).to(x)
-    if config.patch is None:
-        return x
-    return x.transpose(1, 2).unflatten(2, config.latent_shape[1:])
+    return arranged(x, config)
+
+
+def arranged(x: Tensor, config: TransformerConfig) -> Tensor:
+    """[B, L, C] as the network takes it, maps [B, C, H, W] if it cuts patches; numbers as they
+    are, as those of noise, which is of variance 1 where the network sees it."""
+    return x if config.patch is None else x.transpose(1, 2).unflatten(2, config.latent_shape[1:])
 
 
 def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
