@@ -398,7 +398,7 @@ def explain(asked: options.Explain) -> Outcome:
         + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         + f"\nremoved in the order of importance they hurt {checks.hurt:.2f} times as much as in "
         f"random order (control {checks.control_hurt:.2f}); swaps change what was predicted, "
-        f"r = {checks.along:.2f} (control {checks.shuffled:.2f})\nopen {page}"
+        f"r = {checks.along:.2f} (control {checks.shuffled:z.2f})\nopen {page}"
     )
     facts = {"out": asked.out, "images": len(found.photos.measured), **counts}
     tests = ("hurt", "control_hurt", "along", "typical", "shuffled")

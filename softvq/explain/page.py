@@ -217,7 +217,7 @@ def _score(value: float, measure: str) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", MINUS)
+    return f"{value:z.2f}".replace("-", MINUS)  # no minus before 0.00
 
 
 def _believed(found: Explanation) -> Text:
