@@ -61,6 +61,7 @@ COMMANDS = {
         options.EvaluateStatistics, "softvq.commands:evaluate_statistics"
     ),
     "cost": Command(options.Cost, "softvq.commands:cost"),
+    "plan": Command(options.Plan, "softvq.commands:plan"),
     "study": Command(options.Study, "softvq.commands:study"),
     "explain": Command(options.Explain, "softvq.commands:explain"),
     "import": Command(options.Import, "softvq.commands:import_model"),

@@ -347,6 +347,38 @@ def cost(asked: options.Cost) -> Outcome:
     )
 
 
+def plan(asked: options.Plan) -> Outcome:
+    from softvq import plan as paper
+    from softvq.recipe import KINDS, kind_of, load_recipe
+
+    kind = kind_of(asked.recipe)
+    if kind == "probe":
+        raise UserError(f"{asked.recipe}: a probe takes minutes; plan is for the others")
+    recipe: Any = load_recipe(KINDS[kind], asked.recipe, asked.overrides)
+    gpu, price = paper.GPUS[asked.gpu], asked.price_per_hour or 0.0
+    numbers = sorted({1, asked.gpus, 10, 1000})
+    runs = [paper.plan(recipe, gpus, gpu, asked.utilisation) for gpus in numbers]
+    text = (
+        f"{paper.table(recipe, runs, gpu, price, asked.currency)}\n\n"
+        f"{recipe.train.images:,} images on {asked.gpu.upper()} at {asked.utilisation:.0%} "
+        f"of its peak of {gpu.tflops:g} TFLOP/s (assumed); energy is of the GPUs alone"
+    )
+    facts = {
+        "recipe": asked.recipe,
+        "images": recipe.train.images,
+        "networks": [asdict(part) for part in paper.work(recipe)],
+        "gpu": {"name": asked.gpu, **asdict(gpu)},
+        "utilisation": asked.utilisation,
+        "runs": [
+            asdict(run)
+            | {"kwh": paper.kilowatt_hours(run, gpu)}
+            | ({"money": price * run.gpus * run.hours} if price else {})
+            for run in runs
+        ],
+    }
+    return Outcome(text, facts)
+
+
 def study(asked: options.Study) -> Outcome | None:
     from softvq.study.settings import Known, Settings
     from softvq.study.study import decide_again, run_study

@@ -602,6 +602,33 @@ class Cost(Long):
 
 
 @dataclass(kw_only=True)
+class Plan:
+    """What a training run takes on paper: memory, time, energy and money on so many GPUs.
+
+    softvq plan --recipe softvq-l-64 --gpus 8 --gpu h100 --price-per-hour 2.5
+    """
+
+    overrides: Annotated[tuple[str, ...], Value("KEY=VALUE", text)] = field(
+        kw_only=False, default=()
+    )
+    """Values of the recipe to change, as key.subkey=value."""
+    recipe: Annotated[str, Value("RECIPE", text)] = "softvq-l-64"
+    """Recipe of a tokenizer or a generator."""
+    gpus: Count = 8
+    """How many GPUs; 1, 10 and 1,000 stand beside them."""
+    gpu: Literal["a100", "h100", "h200", "l40s", "rtx4090"] = "h100"
+    """Which GPUs."""
+    utilisation: Positive = 0.35
+    """Share of their peak that training reaches; an assumption, unless you have measured it."""
+    price_per_hour: Positive | None = None
+    """What an hour of one of them costs."""
+    currency: Name = "EUR"
+    """Currency of the price."""
+    json: bool = False
+    """Print the result as one line of JSON."""
+
+
+@dataclass(kw_only=True)
 class Study(Long):
     """Find out how few tokens your photos need, what that saves and what is lost.
 

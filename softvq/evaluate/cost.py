@@ -130,7 +130,9 @@ def count(model: nn.Module, *inputs: Tensor) -> Cost:
         Fused(),
         FlopCounterMode(display=False) as counter,
     ):
-        meta = tuple(torch.empty_like(x, device="meta") for x in inputs)
+        meta = tuple(
+            torch.empty_like(x, device="meta").requires_grad_(x.requires_grad) for x in inputs
+        )
         functional_call(model, state, meta)
     flops = counter.get_total_flops()
     activations = sum(storage.nbytes() for storage in kept.values())
