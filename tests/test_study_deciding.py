@@ -148,6 +148,7 @@ def test_another_seed_that_fails_leaves_it_undecided():
 def test_what_is_not_measured_does_not_hold():
     found = chosen([measured()], criteria=(Criterion("psnr_inside", "min", 1.0),))
     assert found.name is None and found.limit is None
+    assert not found.needed  # more photos would not change what is missed as measured
 
 
 def test_moves_say_when_the_recommendation_changes():

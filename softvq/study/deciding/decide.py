@@ -97,7 +97,7 @@ def recommend(candidates: Sequence[Candidate], confidence: float) -> Recommendat
     met = [c for c in tried if all(o.met for o in c.verdict.criteria)]
     leading = chosen or (met[0] if met else max(tried, key=_merit))
     cheaper = tried if chosen is None else tried[: tried.index(chosen)]
-    lacking = [] if chosen else [
+    lacking = [] if chosen or not met else [
         Needed(one, figure, groups_needed(one, figure, confidence))
         for one in leading.verdict.criteria
         if (figure := leading.metrics.get(one.metric))

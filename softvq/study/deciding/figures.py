@@ -14,7 +14,6 @@ from softvq.evaluate import intervals
 from softvq.evaluate.intervals import Figure
 from softvq.evaluate.judges import Judged
 from softvq.evaluate.regions import smallest_surviving
-from softvq.study.judging.measure import SSIM_OF
 from softvq.study.records import (
     ORIGINALS,
     Candidate,
@@ -186,8 +185,7 @@ def _ssim_photos(reader: Reader, measured: Measured) -> np.ndarray:
     """The photo that each piece is of whose SSIM was measured."""
     pieces = reader.evidence.tile.pieces
     photo = np.repeat(np.arange(len(pieces)), pieces)
-    chosen = np.linspace(0, len(photo) - 1, min(SSIM_OF, len(photo))).astype(int)
-    return photo[np.unique(chosen)][: len(measured.ssim)]
+    return photo[np.linspace(0, len(photo) - 1, len(measured.ssim)).astype(int)]
 
 
 def _floats(values: list[float | None]) -> np.ndarray:

@@ -114,7 +114,7 @@ def compare(bench: Bench, rebuilt: np.ndarray, measured: Measured) -> Measured:
     regions = bench.material.regions
     contrast = [contrast_kept(bench.originals[r.photo], rebuilt[r.photo], r.mask) for r in regions]
     inside = [psnr_inside(bench.originals[r.photo], rebuilt[r.photo], r) for r in regions]
-    chosen = np.unique(np.linspace(0, len(rebuilt) - 1, min(SSIM_OF, len(rebuilt))).astype(int))
+    chosen = np.linspace(0, len(rebuilt) - 1, min(SSIM_OF, len(rebuilt))).astype(int)
     ssim = _in_batches(ssim_per_image, bench.originals[chosen], rebuilt[chosen])
     return replace(
         measured,

@@ -208,6 +208,9 @@ def _recommended(view: View) -> list[str]:
             for lack in advice.needed
         ]
         said += [words("brief.evidence"), *lacking, words("brief.evidence.mend")]
+    elif advice.limit is None:
+        missed = [view.metric(one.metric) for one in best.verdict.criteria if not one.met]
+        said.append(words("brief.recommended.misses", metrics=words.join(missed)))
     return said
 
 
