@@ -79,8 +79,10 @@ def main() -> None:
                 seen = eye_distance(originals, rebuilt, eye).mean()
                 found[k].append((psnr(originals, rebuilt), float(seen)))
         for k, figures in found.items():
-            mean, spread = np.mean(figures, axis=0), np.std(figures, axis=0, ddof=1)
-            cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True)]
+            cells = [f"{mean:.3f}" for mean in np.mean(figures, axis=0)]
+            if len(figures) > 1:
+                spread = np.std(figures, axis=0, ddof=1)
+                cells = [f"{mean} ± {s:.3f}" for mean, s in zip(cells, spread, strict=True)]
             print(f"| {name} | {k} | {' | '.join(cells)} |", flush=True)
 
 

@@ -16,6 +16,7 @@ from torch.profiler import profile
 from softvq.errors import UserError
 from softvq.interop.reference import export_reference
 from softvq.models import open_tokenizer
+from softvq.processes import reading
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer import assignment as assign
 from softvq.tokenizer.bottleneck import BOTTLENECKS, SoftVQ
@@ -407,8 +408,9 @@ def _average(rank: int, folder: str) -> None:
     )
     vq = bottleneck(bottleneck="vq", vq_update="ema", codebook_size=16).train()
     z = torch.randn(8, 8, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    torch.manual_seed(rank)
-    vq(z[4 * rank : 4 * rank + 4])
+    torch.manual_seed(0)  # what is drawn is drawn for the whole batch, in every process
+    with reading(rank, 2):
+        vq(z[4 * rank : 4 * rank + 4])
     torch.save(vq.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
