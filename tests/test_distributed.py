@@ -72,7 +72,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         if name.startswith("optimizer.") or name.endswith((*MEASURED, "qkv.bias")):
             continue
         error = (end[name].float() - tensor.float()).norm()
-        assert error <= 2e-3 * tensor.float().norm() + 1e-6, name
+        assert error <= 5e-3 * tensor.float().norm() + 1e-6, name
 
 
 def compare(folder: Path, jobs: list[Job], processes: int) -> None:

@@ -40,6 +40,7 @@ ROOMS = [
     "serve.",
     "study.",
     "augment",
+    "plan",
     "demo",
     "commands parser",
     "cli",
