@@ -357,16 +357,17 @@ def plan(asked: options.Plan) -> Outcome:
     recipe: Any = load_recipe(KINDS[kind], asked.recipe, asked.overrides)
     gpu, price = paper.GPUS[asked.gpu], asked.price_per_hour or 0.0
     numbers = sorted({1, asked.gpus, 10, 1000})
-    runs = [paper.plan(recipe, gpus, gpu, asked.utilisation) for gpus in numbers]
+    parts = paper.work(recipe)
+    runs = [paper.plan(recipe, parts, gpus, gpu, asked.utilisation) for gpus in numbers]
     text = (
-        f"{paper.table(recipe, runs, gpu, price, asked.currency)}\n\n"
+        f"{paper.table(parts, runs, gpu, price, asked.currency)}\n\n"
         f"{recipe.train.images:,} images on {asked.gpu.upper()} at {asked.utilisation:.0%} "
         f"of its peak of {gpu.tflops:g} TFLOP/s (assumed); energy is of the GPUs alone"
     )
     facts = {
         "recipe": asked.recipe,
         "images": recipe.train.images,
-        "networks": [asdict(part) for part in paper.work(recipe)],
+        "networks": [asdict(part) for part in parts],
         "gpu": {"name": asked.gpu, **asdict(gpu)},
         "utilisation": asked.utilisation,
         "runs": [

@@ -32,7 +32,7 @@ from softvq.device import pick_device
 from softvq.errors import SoftVQWarning, UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
-from softvq.io import check_finite, save_tensors
+from softvq.io import check_finite, save_tensors, sweep
 from softvq.npz import NpzImages, check_room
 from softvq.outputs import claimed
 from softvq.pipeline import Pipeline
@@ -204,6 +204,7 @@ def generate(
                 shards={shard_name(i): len(place) for i, place in enumerate(file.blocks)},
             )
             claim_index(kept, index)
+            sweep(kept)
 
     def render(block: int) -> np.ndarray:
         place = file.blocks[block]

@@ -148,6 +148,7 @@ Sampler = Literal[
 Fit = Literal["crop", "stretch"]
 Scale = Literal["auto", "fit", "native"]
 Trained = Literal["softvq", "decoder", "kl", "vq", "ae"]
+GPUName = Literal["a100", "h100", "h200", "l40s", "rtx4090"]
 
 Name = Annotated[str, Value("NAME", text)]
 File = Annotated[str, Value("FILE", text)]
@@ -616,7 +617,7 @@ class Plan:
     """Recipe of a tokenizer or a generator."""
     gpus: Count = 8
     """How many GPUs; 1, 10 and 1,000 stand beside them."""
-    gpu: Literal["a100", "h100", "h200", "l40s", "rtx4090"] = "h100"
+    gpu: GPUName = "h100"
     """Which GPUs."""
     utilisation: Positive = 0.35
     """Share of their peak that training reaches; an assumption, unless you have measured it."""

@@ -14,9 +14,12 @@ from torch import nn
 
 from softvq.errors import UserError
 from softvq.evaluate.cost import Cost, count, tokenizer_cost, training_cost
+from softvq.evaluate.cost_table import aligned
 from softvq.eye import Eye
 from softvq.models import read_shape
+from softvq.options import GPUName
 from softvq.recipe import GeneratorRecipe, TokenizerRecipe
+from softvq.tokenizer.alignment import EYES, HEADS, EyeTeacher
 from softvq.tokenizer.discriminator import DinoDiscriminator, FrozenViT, PatchGAN
 from softvq.tokenizer.lpips import LPIPS
 from softvq.tokenizer.model import Tokenizer
@@ -30,6 +33,7 @@ NODE = 8  # GPUs that are joined by their own links; beyond them the network
 NETWORK = 50.0  # GB/s of each GPU's share of it: 400 Gb/s
 BACKWARD = 2 / 3  # of a step's work, behind which gradients travel
 LEAST = 8  # images of a GPU, below which it is idle most of the time
+CLASSES = 1000  # of ImageNet; a table of them is all that depends on it
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class GPU:
 
 
 # Of their makers' data sheets.
-GPUS = {
+GPUS: dict[GPUName, GPU] = {
     "a100": GPU(312, 80, 300, 400),
     "h100": GPU(989, 80, 450, 700),
     "h200": GPU(989, 141, 450, 700),
@@ -87,16 +91,16 @@ class Run:
     waiting: float
 
 
-def plan(recipe: Planned, gpus: int, gpu: GPU, utilisation: float) -> Run:
-    """The recipe on ``gpus`` GPUs that reach ``utilisation`` of their peak.
+def plan(recipe: Planned, parts: list[Work], gpus: int, gpu: GPU, utilisation: float) -> Run:
+    """The recipe, whose :func:`work` is ``parts``, on GPUs that reach ``utilisation`` of their peak.
 
     Where the batch would leave a GPU fewer than LEAST images it is raised to that, which is another
-    training: the recipe's rates are for its own batch. Raises UserError as :func:`work` does, and
-    for an utilisation outside 0 to 1.
+    training: the recipe's rates are for its own batch. Raises UserError for an utilisation outside
+    0 to 1.
     """
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is a share from 0 to 1, not {utilisation:g}")
-    parts, train = work(recipe), recipe.train
+    train = recipe.train
     of_one = math.ceil(train.batch / gpus)
     batch = gpus * max(of_one, min(LEAST, train.batch))
     steps = math.ceil(train.images / batch)
@@ -130,8 +134,8 @@ def memory(recipe: Planned, parts: list[Work], images: float, gpus: int = 1) -> 
     held: float = FLOAT * learned * (1 + 1 + states) + FLOAT * parts[0].learned  # and the average
     if train.parallel == "fsdp":
         held /= gpus
-    half = 0.5 if train.precision == "bf16" else 1.0
-    held += half * FLOAT * learned if train.precision == "bf16" else 0  # as products read them
+    half = 1.0 if train.precision == "fp32" else 0.5  # auto is bfloat16 on GPUs
+    held += half * FLOAT * learned if half < 1 else 0  # as products read them
     kept = half * sum(part.activations for part in parts)
     if train.recompute:
         kept /= max(1, _depth(recipe))  # of one block at a time, and the inputs of all
@@ -155,7 +159,7 @@ def work(recipe: Planned) -> list[Work]:
     """
     if isinstance(recipe, GeneratorRecipe):
         return _generator(recipe)
-    return [_tokenizer(recipe), *_terms(recipe)]
+    return [_tokenizer(recipe), *_terms(recipe), *_alignment(recipe)]
 
 
 def _tokenizer(recipe: TokenizerRecipe) -> Work:
@@ -193,10 +197,30 @@ def _terms(recipe: TokenizerRecipe) -> list[Work]:
         if adversary.weight:
             share = 1 - min(1.0, adversary.start / recipe.train.images)
             found.append(replace(_adversary(adversary, pair[1]), share=share))
-        if recipe.alignment.weight and recipe.alignment.teacher != "eye":
-            cost = count(_Features(FrozenViT(1024, 24, 16, 14, 16)), pair[0])  # DINOv2-L
-            found.append(Work("teacher (as DINOv2-L)", 0, cost.parameters, cost.flops, 0))
     return found
+
+
+def _alignment(recipe: TokenizerRecipe) -> list[Work]:
+    """The frozen teacher, an eye or as large as DINOv2-L, and the head that learns beside it."""
+    model, settings = recipe.model, recipe.alignment
+    if not settings.weight:
+        return []
+    if settings.teacher in EYES:
+        eye = EyeTeacher(EYES[settings.teacher])
+        name, seen = f"teacher ({settings.teacher})", (eye.patches, eye.width)
+        looked = count(eye, torch.empty(1, 3, model.height, model.width))
+    else:
+        name, seen = "teacher (as DINOv2-L)", (256, 1024)
+        with torch.device("meta"):
+            vit = _Features(FrozenViT(1024, 24, 16, 14, 16))
+            looked = count(vit, torch.empty(1, 3, model.height, model.width))
+    with torch.device("meta"):
+        head = HEADS[settings.scheme](settings.hidden, (model.tokens, model.channels), seen)
+        learned = count(head.train(), torch.empty(1, model.tokens, model.channels))
+    return [
+        Work(name, 0, looked.parameters, looked.flops, 0),
+        Work("alignment head", learned.parameters, 0, learned.training, learned.activations),
+    ]
 
 
 class _Features(nn.Module):
@@ -239,16 +263,13 @@ def _generator(recipe: GeneratorRecipe) -> list[Work]:
     return [Work(recipe.family, cost.parameters, 0, cost.training, cost.activations)]
 
 
-CLASSES = 1000  # of ImageNet; a table of them is all that depends on it
-
-
 # ---- as a table ----
 
 
-def table(recipe: Planned, runs: list[Run], gpu: GPU, price: float, currency: str) -> str:
+def table(parts: list[Work], runs: list[Run], gpu: GPU, price: float, currency: str) -> str:
     """What each network does, and the run on each number of GPUs, as lines of text."""
     rows = [["for each image", "M learned", "M frozen", "GFLOPs", "MB kept, fp32"]]
-    for part in work(recipe):
+    for part in parts:
         seen = f", {part.share:.0%} of the images" if part.share < 1 else ""
         rows.append([
             part.name + seen, f"{part.learned / 1e6:,.1f}", f"{part.frozen / 1e6:,.1f}",
@@ -263,17 +284,9 @@ def table(recipe: Planned, runs: list[Run], gpu: GPU, price: float, currency: st
         cells += [f"{run.memory:.1f}{fits}", f"{run.communicated:.2f}", f"{run.waiting:.0%}"]
         cells += [f"{run.hours:,.1f}", f"{kilowatt_hours(run, gpu):,.0f}"]
         table_of_runs.append(cells + ([f"{price * run.gpus * run.hours:,.0f}"] if price else []))
-    return f"{_lines(rows)}\n\n{_lines(table_of_runs)}"
+    return f"{aligned(rows)}\n\n{aligned(table_of_runs)}"
 
 
 def kilowatt_hours(run: Run, gpu: GPU) -> float:
     """Of the boards alone; a machine room draws a third to a half more."""
     return run.gpus * run.hours * gpu.watts / 1000
-
-
-def _lines(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    )

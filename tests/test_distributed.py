@@ -72,7 +72,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         if name.startswith("optimizer.") or name.endswith((*MEASURED, "qkv.bias")):
             continue
         error = (end[name].float() - tensor.float()).norm()
-        assert error <= 5e-3 * tensor.float().norm() + 1e-6, name
+        assert error <= 2e-3 * tensor.float().norm() + 1e-6, name
 
 
 def compare(folder: Path, jobs: list[Job], processes: int) -> None:
@@ -89,7 +89,11 @@ def test_two_processes_equal_one_sharded_with_adversary(tmp_path):
 
 JOBS = [
     Job("adversary", [*SOFT, *ADVERSARY]),
-    Job("pieces", ["model.gain=false", "train.accumulate=2", "train.recompute=true", SHARDED]),
+    # With another seed one bias has no gradient but rounding, which AdamW magnifies.
+    Job(
+        "pieces",
+        ["model.gain=false", "train.accumulate=2", "train.recompute=true", "train.seed=1", SHARDED],
+    ),
     Job("vq", ["model.bottleneck=vq", "model.vq_update=ema"]),
     Job("kl", ["model.bottleneck=kl", "train.recompute=true"]),
     Job("aligned", ["alignment.weight=0.1", "alignment.teacher=eye-7x7"]),

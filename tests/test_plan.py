@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from softvq.cli import main
+from softvq.options import GPUName
 from softvq.plan import GPU, GPUS, NETWORK, plan, work
 from softvq.recipe import GeneratorRecipe, TokenizerRecipe, load_recipe
 from softvq.train.photos import Batch
@@ -22,6 +24,7 @@ PATCHGAN = ["adversary.weight=0.1", "adversary.width=8", "adversary.depth=2"]
         ("tiny", []),
         ("tiny", [*PATCHGAN, "objective.eye=1"]),
         ("tiny", [*PATCHGAN, "adversary.consistency=4"]),
+        ("tiny", ["alignment.weight=1", "alignment.teacher=eye-7x7", "objective.eye=0"]),
         ("nested", ["model.height=64", "model.width=64", "model.tokens=4"]),
     ],
 )
@@ -55,14 +58,15 @@ def test_parameters_are_the_published_ones(name, millions):
 def test_times_and_messages_by_hand():
     recipe = load_recipe(TokenizerRecipe, "softvq-s-64")
     gpu = GPU(tflops=100, memory=80, link=300, watts=400)
-    flops = sum(part.flops * part.share for part in work(recipe))
-    learned = sum(part.learned for part in work(recipe))
-    one = plan(recipe, 1, gpu, 0.5)
+    parts = work(recipe)
+    flops = sum(part.flops * part.share for part in parts)
+    learned = sum(part.learned for part in parts)
+    one = plan(recipe, parts, 1, gpu, 0.5)
     assert one.seconds == pytest.approx(256 * flops / (100e12 * 0.5))
     assert one.hours == pytest.approx(one.steps * one.seconds / 3600) and one.communicated == 0
-    two = plan(recipe, 2, gpu, 0.5)
+    two = plan(recipe, parts, 2, gpu, 0.5)
     assert two.communicated * 1e9 == pytest.approx(2 * 4 * learned / 2)  # a ring: 2 (n - 1) / n
-    many = plan(recipe, 1000, replace(gpu, tflops=1000), 0.5)
+    many = plan(recipe, parts, 1000, replace(gpu, tflops=1000), 0.5)
     assert many.batch == 8000 and many.steps == -(-recipe.train.images // 8000)
     computing = many.batch * flops / 1000 / (1000e12 * 0.5)
     travelling = many.communicated / NETWORK
@@ -72,15 +76,16 @@ def test_times_and_messages_by_hand():
 
 def test_what_saves_memory_saves_it():
     recipe = load_recipe(TokenizerRecipe, "softvq-l-64")
-    whole = plan(recipe, 8, GPUS["h100"], 0.35)
+    parts = work(recipe)
+    whole = plan(recipe, parts, 8, GPUS["h100"], 0.35)
     for key, value in (("parallel", "fsdp"), ("accumulate", 4), ("recompute", True)):
-        less = plan(
-            replace(recipe, train=replace(recipe.train, **{key: value})), 8, GPUS["h100"], 1
-        )
+        other = replace(recipe, train=replace(recipe.train, **{key: value}))
+        less = plan(other, parts, 8, GPUS["h100"], 1)
         assert less.memory < 0.9 * whole.memory, key
 
 
 def test_the_command(capsys):
+    assert set(get_args(GPUName)) == {*GPUS}
     asked = ["plan", "--recipe", "softvq-s-64", "--gpus", "4", "--price-per-hour", "2"]
     assert main(asked) == 0
     said = capsys.readouterr().out

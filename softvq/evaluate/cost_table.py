@@ -47,6 +47,11 @@ def table(systems: list[dict[str, Any]], baselines: list[dict[str, Any]]) -> str
             )
             if any("per_million" in c for c in columns):
                 row("  per million", lambda c, t=task: _price(c, t))
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Lines of text: the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()

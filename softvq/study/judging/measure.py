@@ -20,7 +20,7 @@ from softvq.train.loop import resolve_precision
 # The PSNR of equal pictures is infinite and would be the mean's. One level in one of the 196,608
 # values of a 256x256 photo makes 101 dB.
 MOST_DB = 100.0
-SSIM_OF = 32  # pieces, evenly spread: it is slow, and its mean alone is read
+SSIM_OF = 32  # pieces, evenly spread: it is slow, and is read as a mean
 
 
 @dataclass

@@ -209,8 +209,13 @@ def _recommended(view: View) -> list[str]:
         ]
         said += [words("brief.evidence"), *lacking, words("brief.evidence.mend")]
     elif advice.limit is None:
-        missed = [view.metric(one.metric) for one in best.verdict.criteria if not one.met]
-        said.append(words("brief.recommended.misses", metrics=words.join(missed)))
+        missed = [
+            view.metric(one.metric)
+            for one in best.verdict.criteria
+            if one.value is not None and not one.met
+        ]
+        if missed:
+            said.append(words("brief.recommended.misses", metrics=words.join(missed)))
     return said
 
 
