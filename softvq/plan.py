@@ -92,7 +92,7 @@ class Run:
 
 
 def plan(recipe: Planned, parts: list[Work], gpus: int, gpu: GPU, utilisation: float) -> Run:
-    """The recipe, whose :func:`work` is ``parts``, on GPUs that reach ``utilisation`` of their peak.
+    """The recipe, whose :func:`work` is ``parts``, on GPUs that reach a share of their peak.
 
     Where the batch would leave a GPU fewer than LEAST images it is raised to that, which is another
     training: the recipe's rates are for its own batch. Raises UserError for an utilisation outside
