@@ -45,6 +45,7 @@ COMMANDS = {
     "train probe": Command(
         options.TrainProbe, "softvq.commands:train_probe", "softvq.recipe:probe_keys"
     ),
+    "shard": Command(options.Shard, "softvq.commands:shard"),
     "encode": Command(options.Encode, "softvq.commands:encode"),
     "decode": Command(options.Decode, "softvq.commands:decode"),
     "reconstruct": Command(options.Reconstruct, "softvq.commands:reconstruct"),

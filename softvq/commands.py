@@ -78,9 +78,25 @@ def train_probe(asked: options.TrainProbe) -> Outcome | None:
     )
 
 
+def shard(asked: options.Shard) -> Outcome:
+    from softvq.data.sharding import write_shards
+
+    photos, left_out = write_shards(asked.data, asked.out, asked.each, asked.seed)
+    text = f"{_n(photos.names, 'photo')} in {_n(photos.shards, 'shard')} of {asked.out}"
+    if left_out:
+        text += f"; {left_out:,} left out, listed in {Path(asked.out) / 'skipped.jsonl'}"
+    text += f"\n{photos.summary()}\nnext: softvq encode --data {asked.out} --out tokens"
+    facts = {
+        "images": len(photos.names), "shards": len(photos.shards), "skipped": left_out,
+        "classes": photos.classes, "out": asked.out,
+    }  # fmt: skip
+    return Outcome(text, facts)
+
+
 def encode(asked: options.Encode) -> Outcome:
+    from softvq.engines import RayEngine
     from softvq.tiles import Tiling
-    from softvq.tokens import encode_folder, lengths_of
+    from softvq.tokens import encode_folder, lengths_of, write_here
 
     tokenizer, budget = _tokenizer(asked), None
     if asked.tile is not None:
@@ -97,11 +113,13 @@ def encode(asked: options.Encode) -> Outcome:
         asked.out,
         asked.split,
         asked.batch,
-        found=lambda photos: _say_found(photos, asked.out),
+        found=_say_found,
         keep=budget,
         tiling=tiling,
         precision=asked.precision,
+        engine=RayEngine(asked.workers) if asked.engine == "ray" else write_here,
     )
+    _say_skipped(index.skipped, asked.out)
     lengths = lengths_of(asked.out)
     each = "each" if tiling is None else "for each tile"
     shape = f"{index.tokens} tokens of {index.channels} numbers"
@@ -808,9 +826,13 @@ def _decoded(source: str, split: str, tokenizer: "Tokenizer") -> Iterator["Store
 def _say_found(photos: "Store", out: str | None = None) -> None:
     """Which photos, split and classes there are; how many are damaged, listed in ``out``."""
     print(photos.summary, file=sys.stderr)
-    if photos.skipped:
+    _say_skipped(photos.skipped, out)
+
+
+def _say_skipped(skipped: Sized, out: str | None = None) -> None:
+    if skipped:
         listed = f", listed in {Path(out) / 'skipped.jsonl'}" if out else ""
-        print(f"skipped {_n(photos.skipped, 'damaged photo')}{listed}", file=sys.stderr)
+        print(f"skipped {_n(skipped, 'damaged photo')}{listed}", file=sys.stderr)
 
 
 def _n(things: Sized, noun: str) -> str:

@@ -21,14 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from softvq import images
 from softvq.coding import BATCH, check_size
-from softvq.device import pick_device
 from softvq.errors import SoftVQWarning, UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
@@ -36,6 +34,7 @@ from softvq.io import check_finite, save_tensors, sweep
 from softvq.npz import NpzImages, check_room
 from softvq.outputs import claimed
 from softvq.pipeline import Pipeline
+from softvq.processes import joined
 from softvq.tokenizer.model import Tokenizer
 from softvq.tokens import TokenIndex, TokenSet, claim_index, shard_name
 
@@ -159,7 +158,7 @@ def generate(
         raise UserError(f"batches must be 1 or more, got {batch} and {decode_batch}")
     check_drawing(seed, options)
     numbers, total = pipeline.class_numbers(labels, count)
-    state = _processes()
+    state = joined()
     pipeline.tokenizer.to(state.device)
     pipeline.generator.to(state.device)
     keep_promise(pipeline)
@@ -310,7 +309,7 @@ def decode_tokens(
     overwrite: bool = False,
 ) -> bool:
     """Decode all ``tokens`` into the .npz file ``path``; the rest is as for :func:`generate`."""
-    state = _processes()
+    state = joined()
     tokenizer.to(state.device)
     size = (tokens.index.height, tokens.index.width)
     check_size(tokenizer, size)
@@ -350,7 +349,7 @@ def write_images(
     may raise UserError. ``beside``: bytes that ``render`` writes elsewhere. Returns False if Ctrl-C
     stopped it.
     """
-    state = _processes()
+    state = joined()
     with state.main_process_first():  # the others find what it made
         if file.begin(state.is_main_process, beside):
             return True
@@ -386,7 +385,7 @@ def _write_blocks(
         tqdm(
             total=file.shape[0], initial=file.images_done(), desc="images", unit="img",
             smoothing=0.05, mininterval=1 if sys.stderr.isatty() else 30,
-            disable=not (progress and _processes().is_main_process),
+            disable=not (progress and joined().is_main_process),
         ) as bar,
     ):  # fmt: skip
         writing: Future[None] | None = None
@@ -399,11 +398,6 @@ def _write_blocks(
         if writing is not None:
             writing.result()
         bar.update(file.images_done() - bar.n)
-
-
-def _processes() -> PartialState:
-    # Told so, accelerate joins the processes of torchrun on CPUs too.
-    return PartialState(cpu=pick_device().type == "cpu")
 
 
 def _hash(value: object) -> str:

@@ -409,11 +409,37 @@ class Encode(OfPrecision, OfBudget, OfPhotos, Long):
     overlap: Whole | None = None
     """With --tile: pixels that tiles overlap by at least, where they are blended; by default an
     eighth of a tile."""
+    engine: Literal["local", "ray"] = "local"
+    """Who encodes: this process, or those that torchrun started; or workers of Ray."""
+    workers: Count | None = None
+    """With --engine ray: how many; by default one for each GPU, or for each core."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.workers is not None and self.engine == "local":
+            raise UserError("--workers goes with --engine ray")
         if self.overlap is not None and self.tile is None:
             raise UserError("--overlap goes with --tile")
+
+
+@dataclass(kw_only=True)
+class Shard(Long):
+    """Copy photos into tar files, as WebDataset has them, that training and encoding stream.
+
+    softvq shard --data photos --out shards
+    softvq shard --data 's3://bucket/photos-{0000..0127}.tar' --out shards
+    softvq shard --data hf:ethz/food101 --out shards
+    """
+
+    data: Annotated[str, Value("SOURCE", text)]
+    """A folder of photos (a class is a first-level subfolder), or 'builtin'; hf:NAME, a data set of
+    Hugging Face in a folder or on the hub; or tar files that are there, which are only listed."""
+    out: Folder
+    """Folder for the shards."""
+    each: Count = 1000
+    """Photos in each tar file."""
+    seed: Whole = 0
+    """Draws which photo lies in which file."""
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from softvq.device import pick_device
+
 _part, _parts = 0, 1  # which part of the batch is being read here, and of how many
+
+
+def joined() -> PartialState:
+    """This process among those that torchrun or accelerate started, if they did."""
+    # Told so, accelerate joins them on CPUs too.
+    return PartialState(cpu=pick_device().type == "cpu")
 
 
 @contextmanager

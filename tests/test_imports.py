@@ -29,6 +29,7 @@ ROOMS = [
     "coding",
     "tiles",
     "tokens",
+    "engines",
     "models",
     "pipeline",
     "as_diffusers generate npz",

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from softvq import images
-from softvq.data.photos import find_photos, split_of
+from softvq.data.find import find_photos
+from softvq.data.photos import split_of
 from softvq.data.table import read_rows
 from softvq.errors import SoftVQWarning, UserError
 

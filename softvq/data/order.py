@@ -10,6 +10,7 @@ from PIL import Image
 
 from softvq import images
 from softvq.data.store import Store
+from softvq.data.stream import Streamed
 from softvq.errors import UserError
 
 
@@ -29,6 +30,8 @@ class Crops(torch.utils.data.Dataset[Crop]):
     of the stored ones, resized to (H, W), and mirrored with probability 1/2 if ``flip``. The
     randomness comes from (seed, position) alone: any batch can be made again from its position.
     Without ``augment`` it is the whole stored picture.
+
+    In place of a streamed photo that cannot be read stands the next one; see ``Streamed.near``.
     """
 
     def __init__(self, store: Store, augment: bool = True, flip: bool = True, seed: int = 0):
@@ -39,7 +42,22 @@ class Crops(torch.utils.data.Dataset[Crop]):
 
     def __getitem__(self, at: tuple[int, int]) -> Crop:
         index, position = at
-        picture = self.store.images[index]
+        if isinstance(self.store.images, Streamed):
+            return self.cut(*self.store.images.near(index), position)
+        return self.cut(self.store.images[index], index, position)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[Crop]:
+        """Several at once, which a DataLoader asks for."""
+        if not isinstance(self.store.images, Streamed):
+            return [self[at] for at in places]
+        found = self.store.images.all_near([index for index, _ in places])
+        return [
+            self.cut(picture, row, position)
+            for (picture, row), (_, position) in zip(found, places, strict=True)
+        ]
+
+    def cut(self, picture: np.ndarray, index: int, position: int) -> Crop:
+        """What is made at a position of a stored photo, uint8 [H', W', 3]."""
         height, width = picture.shape[:2]
         box = (0.0, 0.0, float(width), float(height))
         mirror = False

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,7 @@ OURS = (
     {"config.json", "model.safetensors"},
     {"index.json", "tokens-00000.safetensors"},
     {"skipped.jsonl"},
+    {"shards.json"},
     {"softvq.json"},
 )
 
@@ -140,6 +142,25 @@ class Listing:
             return images.load(self.paths[i])
         return _builtin_photo(self.paths[i]).crop(self.boxes[i])
 
+    def stamps(self) -> list[Any]:
+        """What tells these files from others of the same names."""
+        found = []
+        for path in self.paths:
+            try:
+                stat = path.stat()
+                found.append((stat.st_size, stat.st_mtime_ns))
+            except OSError:  # a broken link: skipped later, with its reason
+                found.append((-1, -1))
+        return found
+
+    def place(self, i: int) -> str:
+        """Where photo ``i`` lies, for messages."""
+        return str(self.paths[i])
+
+    def in_reading_order(self) -> np.ndarray:
+        """All rows, int64 [N], in the order in which they are read fastest."""
+        return np.arange(len(self.names))
+
     def summary(self) -> str:
         """What was found in the folder, in one line or two: photos, split, classes, left out."""
         return self.found.summary() if self.found else f"{len(self.names):,} photos"
@@ -156,7 +177,7 @@ def _split_called(folder: str) -> str | None:
     return next((split for split, words in SPLIT_FOLDERS.items() if word in words), None)
 
 
-def find_photos(source: str | Path, split: str = "train") -> Listing:
+def find_files(source: str | Path, split: str = "train") -> Listing:
     """List the photos of a folder, or of ``"builtin"``, for ``split`` train, val or all.
 
     A class is a first-level subfolder; photos below it count at any depth. Without subfolders, or
@@ -179,8 +200,6 @@ def find_photos(source: str | Path, split: str = "train") -> Listing:
     photos lie beside class folders; if the held-out part has a class that ``train/`` lacks, but
     for defects; for a train/ alone, or two folders of one split.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split '{split}'; known: {', '.join(SPLITS)}")
     if source == "builtin":
         return _find_builtin(split)
     root = Path(source).expanduser()
@@ -255,7 +274,7 @@ def _parts(root: Path, splits: dict[str, str], walked: "_Walk") -> dict[str, lis
     if tops and None not in called and all("/" in name for name in walked.names):
         missing = "val" if called == {"train"} else "train"
         raise UserError(f"{root}: has {tops[0]}/ but no {missing}/; add it, or give that subfolder")
-    held_out = _hold_out(walked.names)
+    held_out = hold_out(walked.names)
     return {
         "train": [name for name in walked.names if name not in held_out],
         "val": sorted(held_out),
@@ -381,7 +400,7 @@ def _classes(root: Path, names: list[str], depth: int) -> list[str]:
     return [] if classes == ["images"] else classes
 
 
-def _hold_out(names: list[str]) -> set[str]:
+def hold_out(names: list[str]) -> set[str]:
     """The photos kept for validation: of every class those with the smallest hashes."""
     by_class: dict[str, list[str]] = {}
     for name in names:

@@ -23,7 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from softvq import images
-from softvq.data.photos import Listing, find_photos
+from softvq.data.find import find_photos
+from softvq.data.photos import Listing
+from softvq.data.stream import Pixels, Streamed
 from softvq.errors import UserError
 from softvq.io import locked, replacing, sweep, write_atomically
 from softvq.outputs import TEMPORARY
@@ -35,16 +37,17 @@ ABANDONED = 60.0  # seconds without a lock, after which it is nobody's
 
 @dataclass
 class Store:
-    """Decoded photos on disk.
+    """Photos of one size.
 
-    ``images`` is a read-only uint8 memmap [N, ceil(H * margin), ceil(W * margin), 3] for
-    ``size`` = (H, W); ``labels`` int64 [N]; ``names`` the relative paths; ``skipped`` the damaged
-    photos left out, as {"path", "reason"}; ``fingerprint`` changes when the photos do; ``root`` is
-    the folder that the names are relative to, if any; ``summary`` says what was found there, in one
+    ``images`` is uint8 [N, ceil(H * margin), ceil(W * margin), 3] for ``size`` = (H, W): a
+    read-only memmap, or :class:`Streamed`, which decodes what it is asked for; ``labels`` int64
+    [N]; ``names`` the relative paths; ``skipped`` the damaged photos left out, as {"path",
+    "reason"}, as far as they are known; ``fingerprint`` changes when the photos do; ``root`` is the
+    folder that the names are relative to, if any; ``summary`` says what was found there, in one
     line or two.
     """
 
-    images: np.ndarray
+    images: Pixels
     labels: np.ndarray
     names: list[str]
     classes: list[str]
@@ -111,6 +114,35 @@ def open_store(
         size=(size[0], size[1]),
         margin=margin,
         fingerprint=fingerprint,
+        root=None if listing.boxes else listing.root,
+        summary=listing.summary(),
+    )
+
+
+def stream_store(
+    source: str | Path,
+    split: str,
+    size: tuple[int, int],
+    margin: float = 1.0,
+    fit: str = "crop",
+    lost: Path | None = None,
+) -> Store:
+    """:func:`open_store` of which nothing is decoded before it is asked for.
+
+    ``lost``: see :class:`Streamed`. Raises UserError as ``find_photos`` does.
+    """
+    listing = find_photos(source, split)
+    kind = [str(listing.root.resolve()), split, *size, margin, fit]
+    shape = (math.ceil(size[0] * margin), math.ceil(size[1] * margin))
+    return Store(
+        images=Streamed(listing, shape, fit, lost),
+        labels=listing.labels,
+        names=listing.names,
+        classes=listing.classes,
+        skipped=[],
+        size=(size[0], size[1]),
+        margin=margin,
+        fingerprint=_fingerprint(listing, kind),
         root=None if listing.boxes else listing.root,
         summary=listing.summary(),
     )
@@ -234,17 +266,9 @@ def _digest(value: object) -> str:
 
 def _fingerprint(listing: Listing, kind: list[Any]) -> str:
     """A hash of all that decides the content of a store."""
-    files = []
-    for path in listing.paths:
-        try:
-            stat = path.stat()
-            files.append((stat.st_size, stat.st_mtime_ns))
-        except OSError:  # a broken link: skipped later, with its reason
-            files.append((-1, -1))
     labels = listing.labels.tolist()
-    return _digest(
-        [STORE_VERSION, kind, listing.names, files, labels, listing.classes, listing.boxes]
-    )
+    files, classes = listing.stamps(), listing.classes
+    return _digest([STORE_VERSION, kind, listing.names, files, labels, classes, listing.boxes])
 
 
 def _read_index(path: Path) -> dict[str, Any] | None:

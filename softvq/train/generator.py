@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from softvq import images
 from softvq.data import Positions, find_photos
-from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.generator.config import HiddenAlignmentConfig
@@ -25,6 +23,7 @@ from softvq.models import INDEX, model_folder, open_generator, open_tokenizer, r
 from softvq.models import open_teacher as open_vision_model
 from softvq.options import BATCH
 from softvq.pipeline import Pipeline
+from softvq.processes import joined
 from softvq.recipe import GeneratorRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.alignment import Teacher, negative_cosine
@@ -265,7 +264,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     start = open_start(recipe, tokenizer, photos_found.classes)
     with open_run(folder, recipe_yaml(recipe), recipe.data.source):
         photos, held_out = open_photos(recipe.data, size, folder / "photos")
-        state = PartialState(cpu=pick_device().type == "cpu")
+        state = joined()
         tokenizer.to(state.device)
         tokens, aim = folder / "tokens", None
         views = recipe.views, recipe.data.flip, recipe.train.seed

@@ -15,14 +15,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
 
 from softvq.device import multiplies_bf16, pick_device
 from softvq.errors import UserError
-from softvq.processes import reading
+from softvq.processes import joined, reading
 from softvq.recipe import TrainConfig
 from softvq.train.checkpoint import Checkpoint
 from softvq.train.folder import Journal
@@ -51,7 +50,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> bool:
     with StopSignals() as stop:
         # The players, and the average of the first one's weights. Without ``cpu``, accelerate
         # would leave out the processes of torchrun on machines without a GPU.
-        state = PartialState(cpu=pick_device().type == "cpu")
+        state = joined()
         rank, world, pieces = state.process_index, state.num_processes, config.accumulate
         main, device = state.is_main_process, state.device
         bf16 = resolve_precision(config.precision) == "bf16"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from softvq.data import Crops, Positions, Store, open_store
+from softvq.coding import SKIPPED
+from softvq.data import Crops, Positions, Store, is_sharded, open_store, stream_store
 from softvq.recipe import DataConfig, TrainConfig
 
 
@@ -38,12 +39,24 @@ def open_photos(
 ) -> tuple[Store, Store]:
     """Training photos, with their margin, and held-out photos; decoded into ``cache``.
 
-    ``say`` on stderr what was found, by one process. Raises UserError as ``open_store``.
+    Photos in shards are streamed; those that cannot be read are then listed there. ``say`` on
+    stderr what was found, by one process. Raises UserError as ``open_store``.
     """
-    photos = open_store(data.source, "train", size, cache, data.margin, data.fit)
+    if is_sharded(data.source):
+        cache.mkdir(parents=True, exist_ok=True)
+        lost = cache / SKIPPED
+        photos, held_out = (
+            stream_store(data.source, split, size, margin, data.fit, lost)
+            for split, margin in (("train", data.margin), ("val", 1.0))
+        )
+    else:
+        photos, held_out = (
+            open_store(data.source, split, size, cache, margin, data.fit)
+            for split, margin in (("train", data.margin), ("val", 1.0))
+        )
     if say and os.environ.get("RANK", "0") == "0":
         print(photos.summary, file=sys.stderr)
-    return photos, open_store(data.source, "val", size, cache, 1.0, data.fit)
+    return photos, held_out
 
 
 def crop_batches(

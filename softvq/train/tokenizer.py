@@ -9,18 +9,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from softvq import images
 from softvq.coding import measure_latents, reconstruct_all
 from softvq.data import Store, find_photos
-from softvq.device import pick_device
 from softvq.errors import UserError
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.models import initialise_encoder, open_teacher, open_tokenizer
 from softvq.precision import computing
-from softvq.processes import mean_of_all, ours, whole
+from softvq.processes import joined, mean_of_all, ours, whole
 from softvq.recipe import TokenizerRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.adversary import Adversary, adaptive_weight
@@ -344,7 +342,7 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
         photos, held_out = open_photos(recipe.data, size, cache, say=photos_in is None)
         task.on(photos, held_out)
         if task.teacher is not None and recipe.alignment.cache:
-            state = PartialState(cpu=pick_device().type == "cpu")
+            state = joined()
             with state.main_process_first():  # the others find the files that it wrote
                 teacher = task.teacher.to(state.device)
                 task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)

@@ -16,7 +16,7 @@ from scipy.ndimage import uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from softvq.data import Store
+from softvq.data import Pixels, Store
 from softvq.evaluate.regions import LUMINANCE
 from softvq.study.records import Leak, Pair
 
@@ -71,7 +71,7 @@ def nearest(photos: Store, pictures: np.ndarray) -> list[tuple[str, float]]:
     return [(photos.names[i], float(row[i])) for i, row in zip(best, likeness, strict=True)]
 
 
-def _details(photos: np.ndarray) -> np.ndarray:
+def _details(photos: Pixels) -> np.ndarray:
     """uint8 [N, H, W, 3] -> unit vectors float32 [N, D], 0 for a thumbnail without detail."""
     vectors = np.stack([_detail(photo) for photo in photos])
     told = vectors.std(axis=1, keepdims=True) >= FLAT

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from softvq import images
-from softvq.data import Listing, Store, find_photos
+from softvq.data import Listing, Pixels, Store, find_photos
 from softvq.errors import UserError
 from softvq.evaluate.regions import Region
 from softvq.study.photos.inspect import Inspection
@@ -201,7 +201,7 @@ class Material:
 class Rows:
     """Some pictures of an array on disk, read when they are asked for."""
 
-    images: np.ndarray
+    images: Pixels
     rows: np.ndarray
 
     def __len__(self) -> int:
