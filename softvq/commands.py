@@ -138,7 +138,7 @@ def encode(asked: options.Encode) -> Outcome:
             text += f"\n{lengths.unmet:,} of {lengths.count:,} {things} miss it with all tokens"
         facts |= {"target": index.target, "tokens_mean": lengths.mean, "missed": lengths.unmet}
         facts["floats_per_image"] = lengths.mean * index.channels
-    return Outcome(text, facts)
+    return Outcome(text if _first_process() else "", facts)
 
 
 def decode(asked: options.Decode) -> Outcome | None:
@@ -770,12 +770,16 @@ def _trained(finished: bool, recipe: Any, asked: options.Training) -> Outcome | 
         return None
     found = result(recipe, Path(asked.out))
     facts = {"images": found.images, "out": asked.out} | found.figures
-    return Outcome(str(found) if os.environ.get("RANK", "0") == "0" else "", facts)
+    return Outcome(str(found) if _first_process() else "", facts)
+
+
+def _first_process() -> bool:
+    """Of those that torchrun started, it alone says what came out."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _npz_written(finished: bool, pictures: Sized, path: str) -> Outcome | None:
-    first = os.environ.get("RANK", "0") == "0"
-    text = f"{_n(pictures, 'picture')} in {path}" if first else ""
+    text = f"{_n(pictures, 'picture')} in {path}" if _first_process() else ""
     return Outcome(text, _pictures(pictures, path)) if finished else None
 
 
@@ -830,7 +834,7 @@ def _say_found(photos: "Store", out: str | None = None) -> None:
 
 
 def _say_skipped(skipped: Sized, out: str | None = None) -> None:
-    if skipped:
+    if skipped and _first_process():
         listed = f", listed in {Path(out) / 'skipped.jsonl'}" if out else ""
         print(f"skipped {_n(skipped, 'damaged photo')}{listed}", file=sys.stderr)
 

@@ -21,9 +21,11 @@ from softvq.tokens import Writing, write_here
 class _Worker:
     """A process of Ray that encodes: with a GPU where there are any, or a core."""
 
-    def __init__(self, writing: Writing):
-        self.writing = writing
-        writing.tokenizer.to(pick_device())
+    def __init__(self, writing: Any):
+        import ray
+
+        self.writing: Writing = ray.get(writing)
+        self.writing.tokenizer.to(pick_device())
 
     def __call__(self, some: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [str(name) for name in some["name"]]
@@ -47,16 +49,23 @@ class RayEngine:
         if not names:
             return
         ray.data.DataContext.get_current().enable_progress_bars = False
-        encoded = ray.data.from_items([{"name": name} for name in names]).repartition(len(names))
-        encoded = encoded.map_batches(
+        held = ray.put(writing)
+        files = ray.data.from_items(
+            [{"name": name} for name in names], override_num_blocks=len(names)
+        )
+        encoded = files.map_batches(
             _Worker,
-            fn_constructor_args=(ray.put(writing),),
+            fn_constructor_args=(held,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             **each,
         )
-        for row in encoded.iter_rows():
-            done(int(row["photos"]))
+        try:
+            for row in encoded.iter_rows():
+                done(int(row["photos"]))
+        except ray.exceptions.RayError as error:
+            cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            raise UserError(f"a worker of Ray failed: {cause}") from None
 
 
 def _started() -> Any:
@@ -66,7 +75,7 @@ def _started() -> Any:
     except ImportError:
         raise UserError("--engine ray needs Ray: pip install 'softvq[ray]'") from None
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError, ConnectionError) as error:

@@ -80,27 +80,27 @@ def write_shards(
     After an interruption the same call goes on. Raises UserError if ``out`` holds anything else,
     for a source without photos, and if none can be decoded.
     """
-    out, asked, folder = Path(out), Asked(source, each, seed), None
-    if not source.startswith(HUGGING_FACE) and not source.endswith(".tar"):
+    out, asked = Path(out), Asked(source, each, seed)
+    photos: Sharding | list[str]
+    if source.endswith(".tar"):
+        photos = addresses_of(source)
+    elif source.startswith(HUGGING_FACE):
+        photos = _of_hugging_face(source.removeprefix(HUGGING_FACE), seed)
+    else:
         refuse_overlap(source, out)
         folder = {split: find_photos(source, split) for split in ("train", "val")}
         files = [[part.names, part.stamps(), part.labels.tolist()] for part in folder.values()]
         asked.photos = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        photos = _of_folder(folder, seed)
     check_folder(out, RECORD)
     with locked(out / LOCK, f"{out}: another run is writing there; wait for it, or stop it"):
         sweep(out)
         _claim(out / RECORD, asked)
         if not (out / INDEX.format("train")).is_file():
-            if source.endswith(".tar"):
-                written, classes = _of_tars(out, source, progress)
+            if isinstance(photos, Sharding):
+                written, classes = _write_all(out, photos, each, progress), photos.classes
             else:
-                sharding = (
-                    _of_hugging_face(source.removeprefix(HUGGING_FACE), seed)
-                    if folder is None
-                    else _of_folder(folder, seed)
-                )
-                classes = sharding.classes
-                written = _write_all(out, sharding, each, progress)
+                written, classes = _of_tars(out, photos, progress)
             if not all(part.names for part in written.values()):
                 raise UserError(
                     f"{source}: no photo there that can be decoded; see {out / SKIPPED}"
@@ -357,12 +357,13 @@ def _describe(sample: _Sample, ending: str, data: bytes) -> None:
             sample.label = record["class"]
 
 
-def _of_tars(out: Path, pattern: str, progress: bool) -> tuple[dict[str, _Written], list[str]]:
+def _of_tars(
+    out: Path, addresses: list[str], progress: bool
+) -> tuple[dict[str, _Written], list[str]]:
     """An index of tar files that are there. Splits are told by their names, or drawn.
 
     A label is "class" in .json, the text in .cls, or the folder of the photo in the tar file.
     """
-    addresses = addresses_of(pattern)
     found: list[tuple[str, _Sample]] = []
     for address in tqdm(addresses, "reading shards", unit=" shards", disable=not progress):
         try:

@@ -13,7 +13,6 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +144,10 @@ class Part:
             "labels": torch.from_numpy(self.labels),
             "places": torch.from_numpy(self.places),
         }
-        facts = {"classes": json.dumps(self.classes), "shards": json.dumps(self.shards)}
-        save_tensors(tensors, path, facts)
+        facts = {"classes": self.classes, "shards": self.shards}
+        save_tensors(tensors, path, {"index": json.dumps(facts)})
 
 
-@lru_cache(maxsize=4)
 def _index(source: str, split: str) -> Part:
     """The index of a split, all shards with their addresses."""
     address = f"{source.rstrip('/')}/{INDEX.format(split)}"
@@ -163,9 +161,10 @@ def _index(source: str, split: str) -> Part:
         found = load_bytes(data)
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         names = found["names"].numpy().tobytes().decode("utf-8", "surrogateescape").split("\0")
-        classes, shards = json.loads(head["classes"]), json.loads(head["shards"])
+        facts = json.loads(head["index"])
+        classes, shards = list(facts["classes"]), list(facts["shards"])
         labels, places = found["labels"].numpy(), found["places"].numpy()
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{address}: not an index of shards ({error})") from None
     texts = all(isinstance(x, str) for x in [*classes, *shards])
     if not (
