@@ -316,20 +316,28 @@ def evaluate_latents(asked: options.EvaluateLatents) -> Outcome:
 
 
 def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
-    from softvq.coding import originals
+    import numpy as np
+
+    from softvq.coding import BATCH, originals
     from softvq.evaluate.features import FeatureSet
     from softvq.evaluate.statistics import is_ours, save_statistics
     from softvq.outputs import check_file
+    from softvq.processes import share
 
     check_file(asked.out, is_ours, asked.overwrite)
     network, tokenizer = _features(asked), _tokenizer(asked)
     if asked.dry_run:
         return _planned_photos(asked.data, asked.split, tokenizer)
     with _decoded(asked.data, asked.split, tokenizer) as photos:
-        gathered = FeatureSet.of(network, originals(photos), keep=False)
-        save_statistics(asked.out, gathered.statistics, network.name)
+        mine = photos.some(np.arange(len(photos))[share(len(photos), BATCH)])
+        found = FeatureSet.of(network, originals(mine), keep=False).merged()
+        if _first_process():
+            save_statistics(asked.out, found.statistics, network.name)
         text = f"{network.name} of {_n(photos.names, 'photo')} in {asked.out}"
-        return Outcome(text, {"images": len(photos), "features": network.name, "out": asked.out})
+        return Outcome(
+            text if _first_process() else "",
+            {"images": len(photos), "features": network.name, "out": asked.out},
+        )
 
 
 def cost(asked: options.Cost) -> Outcome:
@@ -801,7 +809,7 @@ def _figures(figures: dict[str, Any]) -> Outcome:
     for name, value in rounded.items():
         shown = " ".join(f"{x:.3f}" for x in value) if isinstance(value, list) else value
         lines.append(f"{name:<23}{shown}")
-    return Outcome("\n".join(lines), rounded)
+    return Outcome("\n".join(lines) if _first_process() else "", rounded)
 
 
 def _size(tokenizer: "Tokenizer") -> tuple[int, int]:
@@ -821,9 +829,12 @@ def _curve(facts: dict[str, Any], rows: list[dict[str, Any]]) -> Outcome:
 def _decoded(source: str, split: str, tokenizer: "Tokenizer") -> Iterator["Store"]:
     """The photos at the tokenizer's size; what was found is said on stderr."""
     from softvq.data import temporary_store
+    from softvq.processes import joined
 
+    joined()
     with temporary_store(source, split, _size(tokenizer)) as photos:
-        _say_found(photos)
+        if _first_process():
+            _say_found(photos)
         yield photos
 
 

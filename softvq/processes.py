@@ -8,7 +8,7 @@ order in which sums are rounded.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -17,6 +17,8 @@ from torch import distributed as dist
 
 from softvq.device import pick_device
 
+T = TypeVar("T")
+
 _part, _parts = 0, 1  # which part of the batch is being read here, and of how many
 
 
@@ -24,6 +26,33 @@ def joined() -> PartialState:
     """This process among those that torchrun or accelerate started, if they did."""
     # Told so, accelerate joins them on CPUs too.
     return PartialState(cpu=pick_device().type == "cpu")
+
+
+def share(count: int, batch: int) -> range:
+    """This process's part of ``count`` things: whole batches, all processes' in their order."""
+    world = dist.get_world_size() if _together() else 1
+    rank = dist.get_rank() if world > 1 else 0
+    batches = -(-count // batch)
+    first, last = (min(count, batch * (batches * i // world)) for i in (rank, rank + 1))
+    return range(first, last)
+
+
+def gathered(here: T) -> list[T]:
+    """What each process has, in their order."""
+    if not _together():
+        return [here]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, here)
+    return found
+
+
+def first_of_all() -> bool:
+    """Whether this process is alone, or the first of those that were joined."""
+    return not _together() or dist.get_rank() == 0
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager

@@ -101,34 +101,40 @@ def test_damaged_photos_are_left_out_whoever_finds_them(tokenizer, tmp_path):
         encode(tokenizer, only.parent, tmp_path / "v")
 
 
-def test_two_processes_share_the_files(tokenizer, folder, tmp_path, monkeypatch):
+PROGRAM = """
+import json, sys
+from softvq import cli, tokens
+tokens.ARCHIVED = 8
+for asked in json.loads(sys.argv[1]):
+    assert cli.main(asked) == 0
+"""
+
+
+def test_two_processes_share_encoding_and_evaluation(tokenizer, folder, tmp_path, capsys):
     wanted = encode(tokenizer, folder, tmp_path / "one")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    program = (
-        "from softvq import cli, tokens; import sys; tokens.ARCHIVED = 8; "
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    (tmp_path / "run.py").write_text(program)
+    (tmp_path / "run.py").write_text(PROGRAM)
+    of = ["--tokenizer", str(tmp_path / "tokenizer"), "--data", str(folder)]
+    evaluation = ["evaluate", "reconstruction", *of, "--split", "all", "--json"]
+    evaluation += ["--features", "eye"]
+    assert cli.main(evaluation) == 0
+    alone = json.loads(capsys.readouterr().out)
+    both = [["encode", *of, "--precision", "fp32", "--out", str(tmp_path / "two")], evaluation]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    asked = [
-        "encode",
-        "--tokenizer",
-        tmp_path / "tokenizer",
-        "--data",
-        folder,
-        "--precision",
-        "fp32",
-    ]
     done = subprocess.run(
-        [sys.executable, *launch, tmp_path / "run.py", *asked, "--out", tmp_path / "two"],
+        [sys.executable, *launch, tmp_path / "run.py", json.dumps(both)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("60 photos") == 1
+    assert done.stdout.count("60 photos as") == 1
     names, latents, new = encode(tokenizer, folder, tmp_path / "two")
     assert (names, new) == (wanted[0], 0)
     torch.testing.assert_close(latents, wanted[1], atol=1e-5, rtol=1e-5)
+    together = json.loads(next(x for x in done.stdout.splitlines() if x.startswith("{")))
+    assert together.keys() == alone.keys() and "rfd" in alone
+    for name, value in alone.items():
+        assert together[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
 
 
 def test_ray_encodes_every_photo_once_when_a_worker_is_killed(tokenizer, folder, tmp_path):

@@ -347,6 +347,25 @@ def test_density_coverage_by_brute_force(k):
     assert density == pytest.approx(1, abs=0.15) and coverage == pytest.approx(1 - 2**-k, abs=0.06)
 
 
+def test_merged_statistics_are_those_of_all():
+    rng = np.random.default_rng(0)
+    x = rng.normal(1000, [1, 2, 3], (90, 3))
+    parts = [
+        Statistics().add(x[:7]),
+        Statistics(),
+        Statistics().add(x[7:60]),
+        Statistics().add(x[60:]),
+    ]
+    whole = Statistics()
+    for part in parts:
+        whole.merge(part)
+    assert whole.count == 90
+    np.testing.assert_allclose(whole.mean, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(whole.covariance, np.cov(x.T), rtol=1e-10)
+    with pytest.raises(ValueError, match="of 2, before of 3 dimensions"):
+        whole.merge(Statistics().add(x[:, :2]))
+
+
 def test_statistics_are_numpys_however_the_batches_fall(tmp_path):
     x = np.random.default_rng(0).normal(1000, 3, (100, 6)).astype(np.float32)
     one, many = Statistics().add(x), Statistics()

@@ -19,7 +19,7 @@ from softvq.data.photos import (
 )
 from softvq.data.shards import is_sharded
 from softvq.data.store import Store, open_store, stream_store, temporary_store
-from softvq.data.stream import Pixels
+from softvq.data.stream import Pixels, Rows
 
 __all__ = [
     "BUILTIN",
@@ -33,6 +33,7 @@ __all__ = [
     "Marks",
     "Pixels",
     "Positions",
+    "Rows",
     "Store",
     "find_marks",
     "find_photos",

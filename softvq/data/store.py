@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,10 +25,11 @@ from tqdm import tqdm
 from softvq import images
 from softvq.data.find import find_photos
 from softvq.data.photos import Listing
-from softvq.data.stream import Pixels, Streamed
+from softvq.data.stream import Pixels, Rows, Streamed
 from softvq.errors import UserError
 from softvq.io import locked, replacing, sweep, write_atomically
 from softvq.outputs import TEMPORARY
+from softvq.processes import first_of_all, gathered
 
 STORE_VERSION = 2  # raise it when the stored pixels would come out differently
 ALIVE = ".alive"  # in a temporary store, locked as long as its process lives
@@ -60,6 +61,11 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def some(self, rows: np.ndarray) -> "Store":
+        """The photos ``rows``, int64 [n], alone."""
+        names = [self.names[row] for row in rows]
+        return replace(self, images=Rows(self.images, rows), labels=self.labels[rows], names=names)
 
 
 def open_store(
@@ -161,8 +167,13 @@ def temporary_store(
     """:func:`open_store` in a folder that is gone afterwards.
 
     It lies in ``beside``, or among the system's temporary files. What a killed process left there
-    is swept away first.
+    is swept away first. Of processes that torchrun started the first makes it, for all.
     """
+    if not first_of_all():
+        folder = Path(gathered("")[0])
+        yield open_store(source, split, size, folder, margin, fit, progress=False)
+        gathered(None)
+        return
     place = Path(tempfile.gettempdir() if beside is None else beside)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -172,7 +183,10 @@ def temporary_store(
         raise UserError(f"{place}: cannot be written ({error.strerror})") from None
     try:
         with locked(folder / ALIVE):
-            yield open_store(source, split, size, folder, margin, fit, progress)
+            store = open_store(source, split, size, folder, margin, fit, progress)
+            gathered(str(folder))
+            yield store
+            gathered(None)  # now none of the others reads it any more
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -35,6 +36,27 @@ class Pixels(Protocol):
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
     def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of the photos, read when they are asked for. ``rows`` int64 [n]: which."""
+
+    images: Pixels
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.images[row] for row in self.rows)
+
+    def __getitem__(self, i: Any, /) -> np.ndarray:
+        return np.asarray(self.images[self.rows[i]])
 
 
 class Streamed:

@@ -32,6 +32,7 @@ from softvq.eye import Eye
 from softvq.io import check_finite
 from softvq.models import model_folder, open_probe, open_teacher, part, recognise
 from softvq.probe import Probe
+from softvq.processes import gathered
 
 EYE_SIZE = 224  # pixels of height and width at which the eye looks: those of its training
 
@@ -215,6 +216,16 @@ class FeatureSet:
         for pictures in batches:
             gathered.add(pictures)
         return gathered
+
+    def merged(self) -> "FeatureSet":
+        """What the sets of all processes hold together, in their order."""
+        whole = FeatureSet(self.network, self.keep)
+        for statistics, kept in gathered((self.statistics, self.kept)):
+            for kind, some in statistics.items():
+                whole.statistics.setdefault(kind, Statistics()).merge(some)
+            for kind, parts in kept.items():
+                whole.kept.setdefault(kind, []).extend(parts)
+        return whole
 
     def all(self, kind: str) -> Tensor:
         """Everything kept of a kind, [N, D]."""

@@ -50,17 +50,25 @@ class Statistics:
         features far from zero cost no digits.
         """
         x = as_features(features, least=1)
+        mean = x.mean(0)
+        centred = x - mean
+        return self._merge(len(x), mean, centred.T @ centred)
+
+    def merge(self, other: "Statistics") -> Self:
+        """Take in what other statistics have taken in. ValueError as :meth:`add`."""
+        if other.count is None:
+            raise ValueError("statistics of an unknown number of images cannot be merged")
+        return self._merge(other.count, other.mean, other.scatter) if other.count else self
+
+    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> Self:
         if self.count is None:
             raise ValueError("statistics of an unknown number of images cannot grow")
         if self.count == 0:
-            self.mean = torch.zeros(x.shape[1], dtype=x.dtype)
-            self.scatter = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
-        if x.shape[1] != self.mean.shape[0]:
-            raise ValueError(f"features of {x.shape[1]}, before of {self.mean.shape[0]} dimensions")
-        n, total = x.shape[0], self.count + x.shape[0]
-        mean = x.mean(0)
-        step, centred = mean - self.mean, x - mean
-        self.scatter.addmm_(centred.T, centred).addr_(step, step, alpha=self.count * n / total)
+            self.mean, self.scatter = torch.zeros_like(mean), torch.zeros_like(scatter)
+        if mean.shape != self.mean.shape:
+            raise ValueError(f"features of {len(mean)}, before of {len(self.mean)} dimensions")
+        step, total = mean - self.mean, self.count + n
+        self.scatter.add_(scatter).addr_(step, step, alpha=self.count * n / total)
         self.mean += step * (n / total)
         self.count = total
         return self

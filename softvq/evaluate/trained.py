@@ -1,7 +1,8 @@
 """A trained model's figures: of its reconstructions, its drawn pictures, its latents.
 
 Pictures are measured as 8-bit files would hold them and are streamed: memory does not grow with
-their number, but for the features that need every picture (see ``FeatureSet``).
+their number, but for the features that need every picture (see ``FeatureSet``). Processes that
+torchrun started measure a part each, and all have the figures of the whole.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from softvq.evaluate.pixels import eye_distance, lpips_per_image, psnr_per_image
 from softvq.evaluate.statistics import Statistics
 from softvq.images import to_uint8
 from softvq.pipeline import Pipeline
+from softvq.processes import gathered, share
 from softvq.quality import Budget, Predicted, Target
 from softvq.tokenizer import Tokenizer
 from softvq.tokenizer.lpips import LPIPS
@@ -63,6 +65,8 @@ def evaluate_reconstruction(
     rebuilt = FeatureSet(network, keep=False) if network else None
     marks = find_marks(photos.names, photos.root, masks)
     marked = masks is not None or any(marks)
+    mine = share(len(photos), BATCH)
+    photos, marks = photos.some(np.arange(len(photos))[mine]), marks[mine.start : mine.stop]
     done, kept, missed = 0, 0, 0
     eye = EyeDistance().to(tokenizer.device)
     target = tokens.target if isinstance(tokens, Predicted) else tokens
@@ -85,6 +89,9 @@ def evaluate_reconstruction(
             real.add(a)
             rebuilt.add(b)
         done += len(a)
+    for name in gathered(sorted(values))[0]:
+        values[name] = [x for parts in gathered(values.get(name, [])) for x in parts]
+    done, kept, missed = (sum(gathered(number)) for number in (done, kept, missed))
     joined = {name: np.concatenate(parts) for name, parts in values.items()}
     figures: dict[str, float] = {}
     if marked:
@@ -98,7 +105,7 @@ def evaluate_reconstruction(
     if isinstance(target, Target):
         figures["missed"] = missed
     if real and rebuilt:
-        figures |= frechet_distances(real.statistics, rebuilt, "r")
+        figures |= frechet_distances(real.merged().statistics, rebuilt.merged(), "r")
     return figures
 
 
@@ -127,21 +134,23 @@ def evaluate_generation(
         labels = [photos.classes[i] for i in photos.labels]
     elif names:
         labels = [names[i * len(names) // wanted] for i in range(wanted)]
-    drawn = FeatureSet.of(network, _drawn(pipeline, labels, wanted, sampling))
+    drawn = FeatureSet.of(network, _drawn(pipeline, labels, wanted, sampling)).merged()
     if photos is None:
         figures = frechet_distances(reference or {}, drawn, "g")
         if not figures:
             raise UserError("the statistics are not of this network's features")
         return figures | set_measures(None, drawn)
-    real = FeatureSet.of(network, originals(photos))
+    mine = photos.some(np.arange(wanted)[share(wanted, BATCH)])
+    real = FeatureSet.of(network, originals(mine)).merged()
     return frechet_distances(real.statistics, drawn, "g") | set_measures(real, drawn)
 
 
 def _drawn(
     pipeline: Pipeline, labels: list[str] | None, count: int, sampling: dict[str, Any]
 ) -> Iterator[np.ndarray]:
-    for first in range(0, count, BATCH):
-        last = min(first + BATCH, count)
+    mine = share(count, BATCH)
+    for first in mine[::BATCH]:
+        last = min(first + BATCH, mine.stop)
         some = labels[first:last] if labels else None
         more = None if labels else last - first
         latents = pipeline.generate_latents(some, more, start=first, **sampling)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from softvq import images
-from softvq.data import Listing, Pixels, Store, find_photos
+from softvq.data import Listing, Rows, Store, find_photos
 from softvq.errors import UserError
 from softvq.evaluate.regions import Region
 from softvq.study.photos.inspect import Inspection
@@ -195,24 +195,6 @@ class Material:
     subgroups: dict[str, list[str]]
     regions: list[Region]
     tile: TileChoice
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some pictures of an array on disk, read when they are asked for."""
-
-    images: Pixels
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return np.asarray(self.images[self.rows[i]])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.images.shape[1:])
 
 
 def make_material(
