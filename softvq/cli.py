@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 from softvq import __version__, options
-from softvq.errors import SoftVQWarning, UserError
+from softvq.errors import SoftVQWarning, UserError, first_started
 from softvq.parser import Command, CommandLine, load
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
             outcome = load(command.run)(asked)
         if outcome is None:
             return 130  # stopped, and it has said so
+        if not first_started():
+            return 0
         if getattr(asked, "json", False):
             print(json.dumps(outcome.facts))
         elif outcome.text and not getattr(asked, "quiet", False):

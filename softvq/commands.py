@@ -4,7 +4,6 @@ None in place of an outcome: it was stopped, and has said so.
 """
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sized
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softvq import options
-from softvq.errors import UserError, check_there
+from softvq.errors import UserError, check_there, first_started
 from softvq.fields import table
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def encode(asked: options.Encode) -> Outcome:
             text += f"\n{lengths.unmet:,} of {lengths.count:,} {things} miss it with all tokens"
         facts |= {"target": index.target, "tokens_mean": lengths.mean, "missed": lengths.unmet}
         facts["floats_per_image"] = lengths.mean * index.channels
-    return Outcome(text if _first_process() else "", facts)
+    return Outcome(text, facts)
 
 
 def decode(asked: options.Decode) -> Outcome | None:
@@ -331,11 +330,11 @@ def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
     with _decoded(asked.data, asked.split, tokenizer) as photos:
         mine = photos.some(np.arange(len(photos))[share(len(photos), BATCH)])
         found = FeatureSet.of(network, originals(mine), keep=False).merged()
-        if _first_process():
+        if first_started():
             save_statistics(asked.out, found.statistics, network.name)
         text = f"{network.name} of {_n(photos.names, 'photo')} in {asked.out}"
         return Outcome(
-            text if _first_process() else "",
+            text if first_started() else "",
             {"images": len(photos), "features": network.name, "out": asked.out},
         )
 
@@ -778,16 +777,11 @@ def _trained(finished: bool, recipe: Any, asked: options.Training) -> Outcome | 
         return None
     found = result(recipe, Path(asked.out))
     facts = {"images": found.images, "out": asked.out} | found.figures
-    return Outcome(str(found) if _first_process() else "", facts)
-
-
-def _first_process() -> bool:
-    """Of those that torchrun started, it alone says what came out."""
-    return os.environ.get("RANK", "0") == "0"
+    return Outcome(str(found), facts)
 
 
 def _npz_written(finished: bool, pictures: Sized, path: str) -> Outcome | None:
-    text = f"{_n(pictures, 'picture')} in {path}" if _first_process() else ""
+    text = f"{_n(pictures, 'picture')} in {path}"
     return Outcome(text, _pictures(pictures, path)) if finished else None
 
 
@@ -809,7 +803,7 @@ def _figures(figures: dict[str, Any]) -> Outcome:
     for name, value in rounded.items():
         shown = " ".join(f"{x:.3f}" for x in value) if isinstance(value, list) else value
         lines.append(f"{name:<23}{shown}")
-    return Outcome("\n".join(lines) if _first_process() else "", rounded)
+    return Outcome("\n".join(lines), rounded)
 
 
 def _size(tokenizer: "Tokenizer") -> tuple[int, int]:
@@ -833,7 +827,7 @@ def _decoded(source: str, split: str, tokenizer: "Tokenizer") -> Iterator["Store
 
     joined()
     with temporary_store(source, split, _size(tokenizer)) as photos:
-        if _first_process():
+        if first_started():
             _say_found(photos)
         yield photos
 
@@ -845,7 +839,7 @@ def _say_found(photos: "Store", out: str | None = None) -> None:
 
 
 def _say_skipped(skipped: Sized, out: str | None = None) -> None:
-    if skipped and _first_process():
+    if skipped and first_started():
         listed = f", listed in {Path(out) / 'skipped.jsonl'}" if out else ""
         print(f"skipped {_n(skipped, 'damaged photo')}{listed}", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """The exception and the warning that reach a user as a single line, without a traceback."""
 
 import difflib
+import os
 from pathlib import Path
 
 
@@ -17,6 +18,11 @@ class UserError(ValueError):
 
 class SoftVQWarning(UserWarning):
     """A result to be read with care. The command line prints it as one line and goes on."""
+
+
+def first_started() -> bool:
+    """Whether this process is the one of those that torchrun started which speaks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_ranges(config: object, section: str, **ranges: tuple[float, float]) -> None:

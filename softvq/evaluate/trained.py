@@ -89,7 +89,7 @@ def evaluate_reconstruction(
             real.add(a)
             rebuilt.add(b)
         done += len(a)
-    for name in gathered(sorted(values))[0]:
+    for name in sorted({name for names in gathered(list(values)) for name in names}):
         values[name] = [x for parts in gathered(values.get(name, [])) for x in parts]
     done, kept, missed = (sum(gathered(number)) for number in (done, kept, missed))
     joined = {name: np.concatenate(parts) for name, parts in values.items()}

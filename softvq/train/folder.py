@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from softvq.errors import UserError
+from softvq.errors import UserError, first_started
 from softvq.io import locked, naming_full_disk, sweep, write_atomically
 from softvq.outputs import LOCK, check_folder, refuse_overlap
 
@@ -29,7 +29,7 @@ def open_run(folder: Path, recipe: str, source: str = "builtin") -> Iterator[Non
     must lie elsewhere. Raises UserError for another recipe, if the folder holds anything but a run,
     and if another training works there.
     """
-    if int(os.environ.get("RANK", 0)):  # of one torchrun, the first process holds it for all
+    if not first_started():  # of one torchrun, the first process holds it for all
         yield
         return
     refuse_overlap(source, folder)

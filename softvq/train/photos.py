@@ -1,6 +1,5 @@
 """What every task does with photos: open both splits, and take random crops of one."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from softvq.coding import SKIPPED
 from softvq.data import Crops, Positions, Store, is_sharded, open_store, stream_store
+from softvq.errors import first_started
 from softvq.recipe import DataConfig, TrainConfig
 
 
@@ -54,7 +54,7 @@ def open_photos(
             open_store(data.source, split, size, cache, margin, data.fit)
             for split, margin in (("train", data.margin), ("val", 1.0))
         )
-    if say and os.environ.get("RANK", "0") == "0":
+    if say and first_started():
         print(photos.summary, file=sys.stderr)
     return photos, held_out
 
