@@ -16,7 +16,16 @@ import torch
 from helpers.pictures import photos as photo_folder
 from torch.utils.data import DataLoader
 
-from softvq.data import Crops, Positions, find_photos, open_store, stream, stream_store
+from softvq import cli
+from softvq.data import (
+    Crops,
+    Positions,
+    find_marks,
+    find_photos,
+    open_store,
+    stream,
+    stream_store,
+)
 from softvq.data.sharding import addresses_of, write_shards
 from softvq.errors import UserError
 from softvq.io import load_tensors, save_tensors
@@ -256,7 +265,7 @@ def test_a_data_set_of_hugging_face(folder, tmp_path):
     held.remove_columns("picture").save_to_disk(tmp_path / "numbers")
     for wrong, says in (
         (f"hf:{tmp_path / 'numbers'}", "has no column of images, but kind"),
-        (f"hf:{tmp_path / 's'}", "cannot be opened"),
+        (f"hf:{tmp_path / 'nothing'}", "cannot be opened"),
         ("none-*.tar", "no such files"),
     ):
         with pytest.raises(UserError, match=says):
@@ -279,3 +288,25 @@ def test_a_damaged_index_is_one_line(shards, change):
         save_tensors(tensors, path, facts)
     with pytest.raises(UserError, match=str(path)):
         find_photos(shards)
+
+
+def test_what_needs_a_folder_says_so(shards, tmp_path, capsys):
+    asked = ["study", "--data", str(shards), "--out", str(tmp_path / "study"), "--budget", "1m"]
+    assert cli.main(asked) == 2
+    assert "a study looks at photos in a folder" in capsys.readouterr().err
+    (tmp_path / "boxes.csv").write_text("path,x1,y1,x2,y2\n")
+    with pytest.raises(UserError, match="boxes are of photos in a folder"):
+        find_marks([], shards, boxes=tmp_path / "boxes.csv")
+
+
+def test_the_command(folder, tmp_path, capsys):
+    asked = ["shard", "--data", str(folder), "--out", str(tmp_path / "s"), "--each", "16"]
+    assert cli.main(asked) == 0
+    assert "40 photos in 4 shards" in capsys.readouterr().out
+    assert cli.main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"] == 4
+    for data, says in ((tmp_path / "none", "no such folder"), ("x://y/z.tar", "no such files"),
+                       (tmp_path / "s" / "*.tar", "holds other shards")):  # fmt: skip
+        assert cli.main(["shard", "--data", str(data), "--out", str(tmp_path / "s")]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1

@@ -20,6 +20,7 @@ from PIL import Image
 from softvq import images
 from softvq.data.find import find_photos
 from softvq.data.photos import split_of
+from softvq.data.shards import is_sharded
 from softvq.data.table import read_rows
 from softvq.errors import SoftVQWarning, UserError
 
@@ -179,6 +180,8 @@ class _Photos:
     """The photos of a folder, found by what an annotation calls them."""
 
     def __init__(self, source: str | Path, annotations: Path):
+        if is_sharded(source):
+            raise UserError(f"{source}: shards; boxes are of photos in a folder: give that")
         listing = find_photos(source, "all")
         self.names, self.classes, self.annotations = listing.names, listing.classes, annotations
         self.paths = dict(zip(listing.names, listing.paths, strict=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from softvq import images
-from softvq.data import Store, find_photos, open_store, split_of
+from softvq.data import Store, find_photos, is_sharded, open_store, split_of
 from softvq.errors import UserError, unknown_key
 from softvq.evaluate.intervals import wilson
 from softvq.study.metadata import Metadata, read_metadata
@@ -83,6 +83,8 @@ def inspect_photos(
     Raises UserError as ``open_store`` and ``read_metadata`` do, for a column asked for that does
     not exist, and for a normal class that does not exist.
     """
+    if is_sharded(source):
+        raise UserError(f"{source}: shards; a study looks at photos in a folder: give that")
     classes = find_photos(source, "train").classes  # now: decoding may take long
     if unknown := [name for name in normal or [] if name not in classes]:
         raise unknown_key(unknown[0], classes, "normal classes")
