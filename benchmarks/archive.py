@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from softvq.data import find_photos
+from softvq.encoding import encode_folder
 from softvq.engines import RayEngine
 from softvq.models import open_tokenizer
-from softvq.tokens import encode_folder, read_tokens
+from softvq.tokens import read_tokens
 
 
 class Watch(threading.Thread):

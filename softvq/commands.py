@@ -93,9 +93,10 @@ def shard(asked: options.Shard) -> Outcome:
 
 
 def encode(asked: options.Encode) -> Outcome:
+    from softvq.encoding import encode_folder, write_here
     from softvq.engines import RayEngine
     from softvq.tiles import Tiling
-    from softvq.tokens import encode_folder, lengths_of, write_here
+    from softvq.tokens import lengths_of
 
     tokenizer, budget = _tokenizer(asked), None
     if asked.tile is not None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from softvq.device import pick_device
+from softvq.encoding import Writing, write_here
 from softvq.errors import UserError
-from softvq.tokens import Writing, write_here
 
 
 class _Worker:
@@ -35,7 +35,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class RayEngine:
-    """See :class:`softvq.tokens.Engine`. ``workers``: how many; None for one a GPU, or a core."""
+    """See :class:`softvq.encoding.Engine`. ``workers``: how many; None for one a GPU, or a core."""
 
     workers: int | None = None
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from softvq import images
 from softvq.coding import BATCH, check_size
+from softvq.encoding import claim_index
 from softvq.errors import SoftVQWarning, UserError
 from softvq.fingerprint import digest, fingerprint
 from softvq.generator.families import family_of
@@ -36,7 +37,7 @@ from softvq.outputs import claimed
 from softvq.pipeline import Pipeline
 from softvq.processes import joined
 from softvq.tokenizer.model import Tokenizer
-from softvq.tokens import TokenIndex, TokenSet, claim_index, shard_name
+from softvq.tokens import TokenIndex, TokenSet, shard_name
 
 SHOWN = 1000  # images at most on the sheet of a folder
 MOST_STEPS = 100_000

@@ -15,13 +15,14 @@ import torch
 from contract import small
 from helpers.pictures import photos as photo_folder
 
-from softvq import cli, tokens
+from softvq import cli, encoding
 from softvq.data.sharding import write_shards
+from softvq.encoding import encode_folder
 from softvq.engines import RayEngine
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import encode_folder, read_tokens
+from softvq.tokens import read_tokens
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +50,7 @@ def encode(tokenizer, source, out, **options) -> tuple[list[str], torch.Tensor, 
 
 @pytest.fixture(autouse=True)
 def files_of_eight(monkeypatch):
-    monkeypatch.setattr(tokens, "ARCHIVED", 8)
+    monkeypatch.setattr(encoding, "ARCHIVED", 8)
 
 
 def test_shards_give_the_tokens_of_the_folder(tokenizer, folder, tmp_path):
@@ -103,8 +104,8 @@ def test_damaged_photos_are_left_out_whoever_finds_them(tokenizer, tmp_path):
 
 PROGRAM = """
 import json, sys
-from softvq import cli, tokens
-tokens.ARCHIVED = 8
+from softvq import cli, encoding
+encoding.ARCHIVED = 8
 for asked in json.loads(sys.argv[1]):
     assert cli.main(asked) == 0
 """

@@ -18,6 +18,7 @@ from test_nested import spectral
 
 from softvq import cli
 from softvq.coding import decode, reconstruct_all
+from softvq.encoding import encode_folder
 from softvq.errors import UserError
 from softvq.evaluate.cost import tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image
@@ -27,7 +28,7 @@ from softvq.quality import Predictor, Target, search
 from softvq.recipe import GeneratorRecipe, TokenizerRecipe, load_recipe
 from softvq.tiles import Tiling, decode_tiles, encode_tiles, levels_of
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import TokenIndex, encode_folder, lengths_of, read_tokens
+from softvq.tokens import TokenIndex, lengths_of, read_tokens
 from softvq.train.generator import GeneratorTask
 
 LEVEL = 13.0  # dB that some of the pictures reach with few of the 8 tokens, some with none

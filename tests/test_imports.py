@@ -29,6 +29,7 @@ ROOMS = [
     "coding",
     "tiles",
     "tokens",
+    "encoding",
     "engines",
     "models",
     "pipeline",

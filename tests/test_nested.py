@@ -8,12 +8,13 @@ from PIL import Image
 from scipy.fft import dctn
 
 from softvq.coding import decode
+from softvq.encoding import encode_folder
 from softvq.errors import UserError
 from softvq.images import to_pil
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.spectral import Spectrum, spectrum_order
 from softvq.tokenizer.terms import ObjectiveConfig
-from softvq.tokens import decode_folder, encode_folder, read_tokens
+from softvq.tokens import decode_folder, read_tokens
 from softvq.train.tokenizer import prefixes
 
 PAIRS = {

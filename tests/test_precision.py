@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from softvq import coding
+from softvq.encoding import encode_folder
 from softvq.errors import UserError
 from softvq.precision import bfloat16, computing, pick_precision
 from softvq.tokenizer import Tokenizer, TokenizerConfig
-from softvq.tokens import TokenIndex, encode_folder
+from softvq.tokens import TokenIndex
 
 
 @pytest.fixture(scope="module")

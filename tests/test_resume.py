@@ -11,10 +11,11 @@ from killing import assert_kills_change_nothing
 from test_images import damaged_files
 
 from softvq.data import open_store
+from softvq.encoding import write_tokens
 from softvq.io import load_tensors
 from softvq.recipe import TokenizerRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import read_tokens, write_tokens
+from softvq.tokens import read_tokens
 from softvq.train.tokenizer import TokenizerTask, train_tokenizer
 
 ADVERSARY = [

@@ -10,13 +10,14 @@ from helpers.pictures import photos as photo_folder
 from PIL import Image
 from safetensors import safe_open
 
-from softvq import tokens
+from softvq import encoding
 from softvq.data import Crops, Store, fixed_batches, open_store
+from softvq.encoding import encode_folder, write_tokens
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.io import load_tensors, save_tensors
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import decode_folder, encode_folder, read_tokens, write_tokens
+from softvq.tokens import decode_folder, read_tokens
 
 SIZE = (32, 32)
 
@@ -86,9 +87,9 @@ def test_the_same_call_encodes_only_what_is_missing(
         read_tokens(tmp_path)
 
     encoded = []
-    pictures = tokens._Read.pictures
+    pictures = encoding._Read.pictures
     monkeypatch.setattr(
-        tokens._Read, "pictures",
+        encoding._Read, "pictures",
         lambda self, entries, done: (encoded.append(entries), pictures(self, entries, done))[1],
     )  # fmt: skip
     assert torch.equal(write(tmp_path, tokenizer, store).latents, whole.latents)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from softvq.data import Positions, open_store
+from softvq.encoding import Views, write_tokens
 from softvq.errors import UserError
 from softvq.generator.flowmap import FlowMap
 from softvq.io import load_tensors
@@ -18,7 +19,7 @@ from softvq.models import open_teacher, open_tokenizer
 from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
-from softvq.tokens import Views, read_tokens, write_tokens
+from softvq.tokens import read_tokens
 from softvq.train.generator import Aim, GeneratorTask, make_model, train_generator
 
 FAMILIES = {

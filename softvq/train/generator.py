@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from softvq import images
 from softvq.data import Positions, find_photos
+from softvq.encoding import Views, write_tokens
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.generator.config import HiddenAlignmentConfig
@@ -27,7 +28,7 @@ from softvq.processes import joined
 from softvq.recipe import GeneratorRecipe, recipe_yaml
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.tokenizer.alignment import Teacher, negative_cosine
-from softvq.tokens import TokenSet, Views, read_tokens, write_tokens
+from softvq.tokens import TokenSet, read_tokens
 from softvq.train.features import stored_features
 from softvq.train.folder import open_run
 from softvq.train.loop import train

@@ -11,11 +11,12 @@ import torch
 
 from softvq.data import Store, find_photos
 from softvq.device import pick_device
+from softvq.encoding import Views
 from softvq.errors import UserError
 from softvq.fingerprint import fingerprint
 from softvq.models import open_tokenizer
 from softvq.recipe import GeneratorRecipe, ProbeRecipe, TokenizerRecipe
-from softvq.tokens import TokenIndex, TokenSet, Views
+from softvq.tokens import TokenIndex, TokenSet
 from softvq.train.folder import metrics
 from softvq.train.generator import Aim, GeneratorTask, open_start, open_teacher
 from softvq.train.loop import resolve_precision
