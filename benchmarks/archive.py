@@ -48,12 +48,12 @@ class Watch(threading.Thread):
 
 
 def encode(args: argparse.Namespace, name: str, engine: RayEngine, kill_at: int | None = None):
-    """Tokens by name, and photos a second after the first file."""
+    """The tokens, and photos a second from the first file on, when others are nearly done."""
     out = args.out / name
     shutil.rmtree(out, ignore_errors=True)
     watch = Watch(out, kill_at)
     index, _ = encode_folder(open_tokenizer(args.tokenizer), args.shards, out, engine=engine)
-    rate = (index.count - 1024) / (time.perf_counter() - watch.first)
+    rate = (index.count - engine.workers * 1024) / (time.perf_counter() - watch.first)
     return read_tokens(out), rate, watch.killed
 
 
@@ -78,20 +78,21 @@ def main() -> None:
     parser.add_argument("--shards", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--tokenizer", default="shipped")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="0: no rates but one process's")
     args = parser.parse_args()
     names = find_photos(args.shards, "all").names
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {"one process": [alone(args, 1)]}
+    tokens = {}
     for _ in range(args.rounds):
-        rates.setdefault("one process", []).append(alone(args, 1))
         rates.setdefault("two processes", []).append(alone(args, 2))
-        one, rate, _ = encode(args, "ray-1", RayEngine(1))
-        rates.setdefault("Ray, one worker", []).append(rate)
-        two, rate, _ = encode(args, "ray-2", RayEngine(2))
-        rates.setdefault("Ray, two workers", []).append(rate)
-    hurt, _, killed = encode(args, "ray-killed", RayEngine(2), kill_at=3)
+        for workers, title in ((1, "Ray, one worker"), (2, "Ray, two workers")):
+            tokens[title], rate, _ = encode(args, f"ray-{workers}", RayEngine(workers))
+            rates.setdefault(title, []).append(rate)
+    tokens["Ray, one of two killed"], _, killed = encode(
+        args, "ray-killed", RayEngine(2), kill_at=3
+    )
     wanted = read_tokens(args.out / "torchrun-1")
-    for title, found in (("one worker", one), ("two workers", two), ("one killed", hurt)):
+    for title, found in tokens.items():
         row = {name: i for i, name in enumerate(found.names)}
         error = (found.latents[[row[name] for name in wanted.names]] - wanted.latents).abs().max()
         once = sorted(found.names) == sorted(names)

@@ -1,12 +1,12 @@
 """Photos streamed from shards beside photos decoded once: the same crops, their speed and memory.
 
-    python benchmarks/streaming.py --out DIR [--photos 20000] [--batch 64] [--rounds 3]
+    python benchmarks/streaming.py --out DIR [--photos 20000] [--batch 64] [--rounds 2]
 
 Draws photos of 320 px (waves and noise, JPEG), shards them with ``softvq shard`` and decodes them
-into a store. Then, in a process of its own each, reads crops of 256 px from both in turns, and
-prints photos a second of the loader alone and behind a network (the recipe ``nested``), the seconds
-until the first batch, and resident memory after a minute and at the most. At last one shard is cut
-short and one deleted, and what training says is printed.
+into a store. Then, in a process of its own each, reads all crops of 256 px from the shards, for the
+seconds until the first batch and memory in the first minute and at the most; and some from both in
+turns, for photos a second of the loader alone and behind a network (the recipe ``nested``). At last
+one shard is cut short and one deleted, and what training says is printed.
 """
 
 import argparse
@@ -111,8 +111,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="directory for photos and shards")
     parser.add_argument("--photos", type=int, default=20000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--behind", type=int, default=320, help="photos that a network sees")
+    parser.add_argument("--rounds", type=int, default=2, choices=(1, 2))
+    parser.add_argument(
+        "--alone", type=int, default=4096, help="photos that the loader alone reads"
+    )
+    parser.add_argument("--behind", type=int, default=192, help="photos that a network sees; 0: none")
     args = parser.parse_args()
     photos, shards, cache = args.out / "photos", args.out / "shards", args.out / "cache"
     cache.mkdir(parents=True, exist_ok=True)
@@ -129,38 +132,35 @@ def main() -> None:
     )
     ways = {"store": photos, "shards": shards}
     run("store", photos, cache, args.batch, args.batch, False)  # decodes
-    passes = {
-        network: [
+    whole = run("shards", shards, cache, args.batch, args.photos * 9 // 10, False)
+    print(
+        f"first batch after {whole['first']:.2f} s (imports before that {whole['imports']:.1f} s); "
+        f"memory {whole['minute']:.0f} MB in the first minute, {whole['most']:.0f} MB at most in "
+        f"{whole['took']:.0f} s\n\n| photos/s | decoded store | shards | ratio | same pixels |\n"
+        "|---|---|---|---|---|",
+        flush=True,
+    )
+    for network, images in ((False, args.alone), (True, args.behind)):
+        if not images:
+            continue
+        rounds = [
             {kind: run(kind, ways[kind], cache, args.batch, images, network) for kind in order}
-            for order in (
-                ["store", "shards"] if i % 2 else ["shards", "store"] for i in range(args.rounds)
-            )
+            for order in (["store", "shards"], ["shards", "store"])[: args.rounds]
         ]
-        for network, images in ((False, args.photos), (True, args.behind))
-    }
-    print("| photos/s | decoded store | shards | ratio |\n|---|---|---|---|")
-    for network, rounds in passes.items():
         store, shard = (np.median([one[k]["rate"] for one in rounds]) for k in ways)
         ratio = np.median([one["shards"]["rate"] / one["store"]["rate"] for one in rounds])
+        same = all(abs(one["shards"]["sum"] - one["store"]["sum"]) < 1e-3 for one in rounds)
         title = "behind the network of `nested`" if network else "the loader alone"
-        print(f"| {title} | {store:.1f} | {shard:.1f} | {ratio:.2f} |")
-    alone = [one["shards"] for one in passes[False]]
-    same = all(abs(one["shards"]["sum"] - one["store"]["sum"]) < 1e-3 for one in passes[False])
-    print(
-        f"\nsame pixels: {same}; first batch after {max(x['first'] for x in alone):.2f} s "
-        f"(imports before that {max(x['imports'] for x in alone):.1f} s); memory "
-        f"{max(x['minute'] for x in alone):.0f} MB in the first minute, "
-        f"{max(x['most'] for x in alone):.0f} MB at most in {max(x['took'] for x in alone):.0f} s"
-    )
+        print(f"| {title} | {store:.1f} | {shard:.1f} | {ratio:.2f} | {same} |", flush=True)
     tars = sorted(shards.glob("train-*.tar"))
-    whole = [tars[0].read_bytes(), tars[1].read_bytes()]
+    kept = [tars[0].read_bytes(), tars[1].read_bytes()]
     try:
-        tars[0].write_bytes(whole[0][: len(whole[0]) // 2])
+        tars[0].write_bytes(kept[0][: len(kept[0]) // 2])
         tars[1].unlink()
         hurt = run("shards", shards, cache, args.batch, 4000, False)
         print(f"with one shard cut in half and one deleted: {hurt['rate']:.1f} photos/s")
     finally:
-        for path, data in zip(tars, whole, strict=False):
+        for path, data in zip(tars, kept, strict=False):
             path.write_bytes(data)
 
 
