@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument(
         "--alone", type=int, default=4096, help="photos that the loader alone reads"
     )
-    parser.add_argument("--behind", type=int, default=192, help="photos that a network sees; 0: none")
+    parser.add_argument(
+        "--behind", type=int, default=192, help="photos that a network sees; 0: none"
+    )
     args = parser.parse_args()
     photos, shards, cache = args.out / "photos", args.out / "shards", args.out / "cache"
     cache.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def declared(*extras: str) -> set[str]:
 
 def test_what_is_imported_is_declared_and_the_reverse():
     used = imported("softvq")
-    assert used <= declared("align", "diffusers", "lora", "ode", "onnx", "serve"), (
+    assert used <= declared("align", "data", "diffusers", "lora", "ode", "onnx", "ray", "serve"), (
         "imported, not in pyproject.toml"
     )
     assert declared() - NOT_IMPORTED <= used, "in pyproject.toml, imported nowhere"
