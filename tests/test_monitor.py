@@ -24,9 +24,9 @@ def write(folder, count: int, seed: int, light: float = 1.0) -> None:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    write(folder / "good", 200, 0)
-    write(folder / "dates" / "2026-11-01", 40, 1)
-    write(folder / "dates" / "2026-11-02", 40, 2, light=0.7)
+    write(folder / "good", 120, 0)
+    write(folder / "dates" / "2026-11-01", 30, 1)
+    write(folder / "dates" / "2026-11-02", 30, 2, light=0.7)
     return folder
 
 
@@ -59,8 +59,8 @@ def test_a_change_is_found_on_its_day_and_told(photos, tmp_path, capsys):
 def test_what_cannot_be_watched_is_one_line(photos, tmp_path):
     asked = {"reference": str(photos / "good"), "data": str(photos / "dates")}
     for change, said in (
-        ({"window": 100}, "80 photos, and windows of 100"),
-        ({"window": 60}, "a reference of 200 photos for windows of 60"),
+        ({"window": 100}, "60 photos, and windows of 100"),
+        ({"window": 60}, "a reference of 120 photos for windows of 60"),
         ({"tokens": 300}, "as 64 tokens, not 300"),
         ({"data": str(tmp_path / "none")}, "none"),
     ):

@@ -115,6 +115,15 @@ class Verdict:
         return max(self.figures.values()) > 1
 
 
+def check_reference(count: int, window: int) -> None:
+    """Raises UserError for a reference of too few photos for windows of so many."""
+    if count < LEAST * window:
+        raise UserError(
+            f"a reference of {count} photos for windows of {window}: give {LEAST * window} "
+            f"photos or more, or windows of {count // LEAST} or fewer"
+        )
+
+
 class Detector:
     """A reference that windows of ``window`` photos are held against.
 
@@ -130,18 +139,13 @@ class Detector:
         seed: int = 0,
         permutations: int = PERMUTATIONS,
     ):
-        count = len(reference.tokens)
-        if count < LEAST * window:
-            raise UserError(
-                f"a reference of {count} photos for windows of {window}: give {LEAST * window} "
-                f"photos or more, or windows of {count // LEAST} or fewer"
-            )
+        check_reference(len(reference.tokens), window)
         self.reference, self.window, self.one_in = reference, window, one_in
         self.mean, self.std = reference.scalars.mean(0), reference.scalars.std(0) + 1e-9
         self.known = np.isfinite(self.mean)
         self.squared = np.square(reference.tokens).sum(1)
         distance = self._distances(reference.tokens, self.squared)
-        upper = distance[np.triu_indices(count, 1)]
+        upper = distance[np.triu_indices(len(distance), 1)]
         self.median = float(np.median(upper)) or 1.0
         self.kernel, self.distance = self._kernel(distance), distance
         self.within = _off_diagonal(self.kernel), _off_diagonal(self.distance)

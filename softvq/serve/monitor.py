@@ -26,7 +26,14 @@ from softvq.errors import SoftVQWarning, UserError
 from softvq.io import write_atomically
 from softvq.outputs import claimed, refuse_overlap
 from softvq.serve import drift
-from softvq.serve.drift import REFERENCE, Detector, Photos, rolling, save_reference
+from softvq.serve.drift import (
+    REFERENCE,
+    Detector,
+    Photos,
+    check_reference,
+    rolling,
+    save_reference,
+)
 from softvq.serve.engine import open_engine
 from softvq.serve.judge import Judge
 from softvq.serve.reference import observe, open_reference, photos_of, readable
@@ -95,6 +102,8 @@ def monitor(
     names, read = photos_of(data)
     if len(names) < window:
         raise UserError(f"{data}: {len(names)} photos, and windows of {window}; give --window")
+    if not (Path(reference).expanduser() / REFERENCE).is_file():  # before all are read
+        check_reference(len(photos_of(reference)[0]), window)
     settings = {
         "reference": str(reference), "data": str(data), "tokenizer": engine.about.tokenizer,
         "tokens": count, "window": window, "stride": stride, "one_in": one_in,
