@@ -48,6 +48,9 @@ class Checkpoint:
         """Write the state at ``seen`` images."""
         save_checkpoint(self.folder, seen, self.tensors())
 
+    def finish(self) -> None:
+        """Wait until what :meth:`save` began is on the disk."""
+
     def restore(self) -> int:
         """Go back to the newest good checkpoint; returns the images it has seen, 0 for none.
 

@@ -173,6 +173,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> bool:
                     checkpoint.save(seen)
                 if stop.asked:
                     break
+            checkpoint.finish()
 
     if stop.asked:
         print(

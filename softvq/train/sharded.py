@@ -13,7 +13,9 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -37,9 +39,17 @@ def _quiet() -> Iterator[None]:
 
 
 class ShardedCheckpoint(Checkpoint):
-    """A :class:`Checkpoint` that all processes save and restore together."""
+    """A :class:`Checkpoint` that all processes save and restore together.
+
+    With several processes :meth:`save` copies the tensors and returns; they are written while
+    training goes on, and the note follows at the next save or at :meth:`finish`.
+    """
+
+    pending: "tuple[int, Future[Any]] | None" = None
+    group: Any = None  # of its own, so that its messages do not meet those of training
 
     def save(self, seen: int) -> None:
+        self.finish()
         folder = self.folder / f"{seen:012d}"
         first = not dist.is_initialized() or dist.get_rank() == 0
         if first and folder.exists():  # of a process that was killed before the note
@@ -47,9 +57,28 @@ class ShardedCheckpoint(Checkpoint):
         _wait()
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
         with _quiet():
-            dcp.save(self.tensors(), storage_writer=writer)
+            if dist.is_initialized():
+                self.group = self.group or dist.new_group(backend="gloo")
+                written = dcp.async_save(
+                    self.tensors(), storage_writer=writer, process_group=self.group
+                )
+                self.pending = (seen, written)
+            else:
+                dcp.save(self.tensors(), storage_writer=writer)
+                self._note(seen)
+
+    def finish(self) -> None:
+        if self.pending is not None:
+            seen, written = self.pending
+            self.pending = None
+            written.result()
+            self._note(seen)
+
+    def _note(self, seen: int) -> None:
+        """Say that a checkpoint is whole, and delete those that it follows."""
+        folder = self.folder / f"{seen:012d}"
         _wait()
-        if first:
+        if not dist.is_initialized() or dist.get_rank() == 0:
             write_atomically(folder.with_suffix(".json"), json.dumps({"seen": seen}) + "\n")
             notes = sorted(self.folder.glob("*.json"))
             for old in notes[:-KEPT]:
