@@ -45,7 +45,7 @@ class ShardedCheckpoint(Checkpoint):
     training goes on, and the note follows at the next save or at :meth:`finish`.
     """
 
-    pending: "tuple[int, Future[Any]] | None" = None
+    pending: tuple[int, Future[Any]] | None = None
     group: Any = None  # of its own, so that its messages do not meet those of training
 
     def save(self, seen: int) -> None:
@@ -62,6 +62,7 @@ class ShardedCheckpoint(Checkpoint):
                 written = dcp.async_save(
                     self.tensors(), storage_writer=writer, process_group=self.group
                 )
+                assert isinstance(written, Future)
                 self.pending = (seen, written)
             else:
                 dcp.save(self.tensors(), storage_writer=writer)
