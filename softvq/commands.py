@@ -78,8 +78,14 @@ def train_probe(asked: options.TrainProbe) -> Outcome | None:
 
 
 def shard(asked: options.Shard) -> Outcome:
-    from softvq.data.sharding import write_shards
+    from softvq.data import find_photos
+    from softvq.data.sharding import addresses_of, in_folder, write_shards
 
+    if asked.dry_run:
+        if in_folder(asked.data):
+            return _planned(find_photos(asked.data, "all").summary())
+        tars = asked.data.endswith(".tar")
+        return _planned(_n(addresses_of(asked.data), "shard") if tars else asked.data)
     photos, left_out = write_shards(asked.data, asked.out, asked.each, asked.seed)
     text = f"{_n(photos.names, 'photo')} in {_n(photos.shards, 'shard')} of {asked.out}"
     if left_out:

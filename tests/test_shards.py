@@ -301,6 +301,9 @@ def test_what_needs_a_folder_says_so(shards, tmp_path, capsys):
 
 def test_the_command(folder, tmp_path, capsys):
     asked = ["shard", "--data", str(folder), "--out", str(tmp_path / "s"), "--each", "16"]
+    assert cli.main([*asked, "--dry-run"]) == 0
+    assert "40 photos: 36 for training" in capsys.readouterr().out
+    assert not (tmp_path / "s").exists()
     assert cli.main(asked) == 0
     assert "40 photos in 4 shards" in capsys.readouterr().out
     assert cli.main([*asked, "--json"]) == 0

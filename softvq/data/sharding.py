@@ -84,7 +84,7 @@ def write_shards(
     photos: Sharding | list[str]
     if source.endswith(".tar"):
         photos = addresses_of(source)
-    elif source.startswith(HUGGING_FACE):
+    elif not in_folder(source):
         photos = _of_hugging_face(source.removeprefix(HUGGING_FACE), seed)
     else:
         refuse_overlap(source, out)
@@ -108,6 +108,11 @@ def write_shards(
             for split in ("val", "train"):
                 written[split].part(classes).write(out / INDEX.format(split))
     return find_shards(out, "all"), len(_left_out(out))
+
+
+def in_folder(source: str) -> bool:
+    """Whether a source is a folder of photos, and no data set and no tar files."""
+    return not source.startswith(HUGGING_FACE) and not source.endswith(".tar")
 
 
 def _claim(record: Path, asked: Asked) -> None:
