@@ -340,10 +340,7 @@ def evaluate_statistics(asked: options.EvaluateStatistics) -> Outcome:
         if first_started():
             save_statistics(asked.out, found.statistics, network.name)
         text = f"{network.name} of {_n(photos.names, 'photo')} in {asked.out}"
-        return Outcome(
-            text if first_started() else "",
-            {"images": len(photos), "features": network.name, "out": asked.out},
-        )
+        return Outcome(text, {"images": len(photos), "features": network.name, "out": asked.out})
 
 
 def cost(asked: options.Cost) -> Outcome:

@@ -50,15 +50,8 @@ def write_tokens(
     shard_size: int = 4096,
     progress: bool = True,
     batch: int = BATCH,
-    keep: Budget = None,
-    tiling: Tiling | None = None,
-    precision: str = "fp32",
 ) -> int:
     """Encode every photo ``views`` times into ``directory``; the tokenizer stays where it is.
-
-    ``keep``: how many tokens of each, of a nested tokenizer; see :mod:`softvq.coding`. With a
-    ``tiling`` the photos are read again and encoded at their own size by tiles, once each.
-    ``precision``: see :mod:`softvq.precision`.
 
     All photos come once as they are, then all once more for each further view: mirrored, then as
     random crops, mirrored at random. Without ``flip`` nothing is mirrored, and every view but the
@@ -70,10 +63,7 @@ def write_tokens(
     encoded. Raises UserError if the folder holds anything else: tokens of another tokenizer, of
     photos that were changed or taken away since, or made in another way.
     """
-    writing = Writing(
-        Path(directory), tokenizer, photos, views, flip, seed, shard_size, batch, keep, tiling,
-        precision,
-    )  # fmt: skip
+    writing = Writing(Path(directory), tokenizer, photos, views, flip, seed, shard_size, batch)
     writing.claim()
     left = sum(map(len, writing.todo.values()))
     with tqdm(
@@ -117,7 +107,7 @@ def encode_folder(
     Photos are decoded while others are encoded. Repeated after an interruption it goes on; repeated
     when photos were added it encodes those. What cannot be decoded is left out, and listed in
     ``out``/skipped.jsonl; ``found`` is told of the photos. ``keep`` and ``tiling`` as for
-    :func:`write_tokens`. Processes that torchrun started share the files; ``engine`` may share them
+    :class:`Writing`. Processes that torchrun started share the files; ``engine`` may share them
     among other ones. Raises UserError where :func:`write_tokens` does, if no photo can be decoded,
     and if photos and tokens would lie in one folder.
     """
@@ -164,8 +154,12 @@ def encode_folder(
 class Writing:
     """A folder of tokens at work: claimed, each file written by somebody, finished.
 
-    The fields are those of :func:`write_tokens`. Any process may write any file of ``todo``, once
-    one of them has claimed the folder; a file that was written twice is the same.
+    The first fields are those of :func:`write_tokens`. ``keep``: how many tokens of each, of a
+    nested tokenizer; see :mod:`softvq.coding`. With a ``tiling`` streamed photos are encoded at
+    their own size by tiles, once each. ``precision``: see :mod:`softvq.precision`.
+
+    Any process may write any file of ``todo``, once one of them has claimed the folder; a file that
+    was written twice is the same.
     """
 
     directory: Path

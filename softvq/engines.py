@@ -41,13 +41,13 @@ class RayEngine:
 
     def __call__(self, writing: Writing, names: list[str], done: Callable[[int], object]) -> None:
         """Raises UserError without Ray, or where it cannot start."""
+        if not names:
+            return
         ray = _started()
         accelerated = pick_device().type == "cuda"
         each = {"num_gpus": 1} if accelerated else {"num_cpus": 1}
         there = ray.cluster_resources().get("GPU" if accelerated else "CPU", 1)
-        workers = min(self.workers or int(there), len(names)) or 1
-        if not names:
-            return
+        workers = max(1, min(self.workers or int(there), len(names)))
         ray.data.DataContext.get_current().enable_progress_bars = False
         held = ray.put(writing)
         files = ray.data.from_items(

@@ -146,6 +146,19 @@ def test_training_survives_a_lost_shard_and_says_so(shards, tmp_path, capsys, da
         crops(store)
 
 
+def test_training_counts_what_it_lost(shards, tmp_path, capsys):
+    (shards / "train-00002.tar").unlink()
+    recipe = load_recipe(
+        TokenizerRecipe, "tiny", [f"data.source={shards}", "train.images=96", "train.batch=32",
+                                  "train.evaluate_every=96"],
+    )  # fmt: skip
+    assert train_tokenizer(recipe, tmp_path / "run")
+    lost = tmp_path / "run" / "photos" / "skipped.jsonl"
+    count = len(lost_in(lost))
+    assert count == 10  # every photo of it: 96 images are more than two passes of 36
+    assert f"{count} photos could not be read, listed in {lost}" in capsys.readouterr().err
+
+
 def test_a_slow_shard_is_waited_for_and_said(shards, monkeypatch, capsys):
     store = stream_store(shards, "train", SIZE, 1.25)
     wanted = crops(store)

@@ -29,7 +29,7 @@ from softvq import images
 from softvq.data.find import find_photos
 from softvq.data.photos import SUFFIXES, Listing, hold_out
 from softvq.data.shards import INDEX, Part, ShardListing, find_shards, read_bytes
-from softvq.data.stream import in_threads
+from softvq.data.stream import count_lost, in_threads, lose
 from softvq.errors import UserError
 from softvq.io import locked, replacing, sweep, write_atomically
 from softvq.outputs import LOCK, check_folder, refuse_overlap
@@ -107,7 +107,7 @@ def write_shards(
                 )
             for split in ("val", "train"):
                 written[split].part(classes).write(out / INDEX.format(split))
-    return find_shards(out, "all"), len(_left_out(out))
+    return find_shards(out, "all"), count_lost(out / SKIPPED)
 
 
 def in_folder(source: str) -> bool:
@@ -127,17 +127,6 @@ def _claim(record: Path, asked: Asked) -> None:
                 "folder"
             )
     write_atomically(record, json.dumps(asdict(asked), indent=2) + "\n")
-
-
-def _leave_out(out: Path, path: str, reason: str) -> None:
-    with open(out / SKIPPED, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"path": path, "reason": reason}) + "\n")
-
-
-def _left_out(out: Path) -> set[str]:
-    path = out / SKIPPED
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return {json.loads(line)["path"] for line in lines}
 
 
 # ---- what is to be written ----
@@ -292,7 +281,7 @@ def _write_tar(
         for number, (photo, data) in enumerate(zip(photos, found, strict=True), first):
             bar.update()
             if isinstance(data, str):
-                _leave_out(out, photo.name, data)
+                lose(out / SKIPPED, photo.name, data)
                 continue
             record = {"name": photo.name}
             if classes:
@@ -380,7 +369,7 @@ def _of_tars(
                 sample.label = folder or None if sample.label is None else sample.label
                 found.append((address, sample))
         except (OSError, tarfile.TarError) as error:
-            _leave_out(out, address, f"damaged or missing ({error})")
+            lose(out / SKIPPED, address, f"damaged or missing ({error})")
     labels = {sample.label for _, sample in found if sample.label is not None}
     unlabelled = any(sample.label is None for _, sample in found)
     if unlabelled or not labels:

@@ -118,9 +118,7 @@ class Streamed:
             return
         self._known.add(name)
         if self.lost is not None:
-            line = json.dumps({"path": name, "reason": bad.reason}) + "\n"
-            with open(self.lost, "a", encoding="utf-8") as file:  # whole lines, of any process
-                file.write(line)
+            lose(self.lost, name, bad.reason)
         if place not in self._said:
             self._said.add(place)
             listed = f" (all that are: {self.lost})" if self.lost is not None else ""
@@ -130,8 +128,14 @@ class Streamed:
         return self.__dict__ | {"_said": set(), "_known": set()}
 
 
+def lose(lost: Path, path: str, reason: str) -> None:
+    """Add a line to a list of what cannot be read; any process may."""
+    with open(lost, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"path": path, "reason": reason}) + "\n")
+
+
 def count_lost(lost: Path) -> int:
-    """How many photos a list of :class:`Streamed` names; 0 if there is none."""
+    """How many a list of what cannot be read names; 0 if there is none."""
     if not lost.is_file():
         return 0
     return len({json.loads(line)["path"] for line in lost.read_text("utf-8").splitlines()})

@@ -42,18 +42,14 @@ def open_photos(
     Photos in shards are streamed; those that cannot be read are then listed there. ``say`` on
     stderr what was found, by one process. Raises UserError as ``open_store``.
     """
-    if is_sharded(data.source):
-        cache.mkdir(parents=True, exist_ok=True)
-        lost = cache / SKIPPED
-        photos, held_out = (
-            stream_store(data.source, split, size, margin, data.fit, lost)
-            for split, margin in (("train", data.margin), ("val", 1.0))
-        )
-    else:
-        photos, held_out = (
-            open_store(data.source, split, size, cache, margin, data.fit)
-            for split, margin in (("train", data.margin), ("val", 1.0))
-        )
+
+    def opened(split: str, margin: float) -> Store:
+        if is_sharded(data.source):
+            cache.mkdir(parents=True, exist_ok=True)
+            return stream_store(data.source, split, size, margin, data.fit, cache / SKIPPED)
+        return open_store(data.source, split, size, cache, margin, data.fit)
+
+    photos, held_out = opened("train", data.margin), opened("val", 1.0)
     if say and first_started():
         print(photos.summary, file=sys.stderr)
     return photos, held_out

@@ -1,6 +1,7 @@
 """Training a tokenizer on photos."""
 
 import copy
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from softvq import images
-from softvq.coding import measure_latents, reconstruct_all
-from softvq.data import Store, find_photos
-from softvq.errors import UserError
+from softvq.coding import SKIPPED, measure_latents, reconstruct_all
+from softvq.data import Store, find_photos, is_sharded
+from softvq.data.stream import count_lost
+from softvq.errors import UserError, first_started
 from softvq.evaluate.pixels import psnr, ssim
 from softvq.models import initialise_encoder, open_teacher, open_tokenizer
 from softvq.precision import computing
@@ -346,7 +348,11 @@ def train_tokenizer(recipe: TokenizerRecipe, folder: Path, photos_in: Path | Non
             with state.main_process_first():  # the others find the files that it wrote
                 teacher = task.teacher.to(state.device)
                 task.features = FeatureCache(folder / "teacher", teacher, photos, recipe.data.flip)
-        return train(task, recipe.train, folder)
+        finished = train(task, recipe.train, folder)
+        lost = cache / SKIPPED
+        if is_sharded(recipe.data.source) and first_started() and (count := count_lost(lost)):
+            print(f"{count:,} photos could not be read, listed in {lost}", file=sys.stderr)
+        return finished
 
 
 TRIAL = 20  # optimizer steps of a speed measurement
