@@ -86,10 +86,17 @@ class Attention(nn.Module):
     """Multi-head self-attention, [B, N, D] -> [B, N, D].
 
     ``qk_norm`` is the class of a norm on each head's queries and keys; ``angles`` are rotary
-    positions, see :func:`rotate`; ``mask`` as in :func:`attend`.
+    positions, see :func:`rotate`; ``mask`` as in :func:`attend`. With ``mixes`` its values are
+    mixed with ``first``, those of another block, as :meth:`values` gives them.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: type[nn.Module] | None = None):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qk_norm: type[nn.Module] | None = None,
+        mixes: bool = False,
+    ):
         super().__init__()
         if width % heads:
             raise UserError(f"width {width} is not divisible by heads {heads}")
@@ -98,14 +105,27 @@ class Attention(nn.Module):
         self.q_norm = qk_norm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
+        self.mix = nn.Parameter(torch.tensor([0.5, 0.5])) if mixes else None
+
+    def values(self, x: Tensor) -> Tensor:
+        """What it attends to of x, [B, heads, N, D / heads]."""
+        width = x.shape[-1]
+        v = F.linear(x, self.qkv.weight[-width:], self.qkv.bias[-width:])
+        return v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(
-        self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        angles: Tensor | None = None,
+        mask: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        if self.mix is not None and first is not None:
+            v = (self.mix[0] * v + self.mix[1] * first).to(v.dtype)
         out = attend(q, k, v, mask)
         return self.proj(out.transpose(1, 2).flatten(-2))
 

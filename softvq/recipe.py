@@ -175,6 +175,9 @@ class GeneratorRecipe:
     it. A flowmap starts from a SiT."""
     time: TimeLaw | None = None
     """How training times are drawn; by default as is usual in the family."""
+    contrast: float = 0.0
+    """Of a sit or a dit: how much predictions are pushed away from those of another sample of the
+    batch (contrastive flow matching; the paper's weight is 0.05)."""
     data: DataConfig = field(default_factory=DataConfig)
     model: Shape = field(default_factory=Shape)
     alignment: HiddenAlignmentConfig = field(default_factory=HiddenAlignmentConfig)
@@ -182,7 +185,9 @@ class GeneratorRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        check_ranges(self, "", views=(1, 10_000))
+        check_ranges(self, "", views=(1, 10_000), contrast=(0, 0.99))
+        if self.contrast and self.family not in ("sit", "dit"):
+            raise UserError(f"contrast is for a sit or a dit, not for a {self.family}; set it to 0")
         if self.tokens is not None:
             check_ranges(self, "", tokens=(1, 1 << 16))
         self.time = self.time or CONFIGS[self.family].time_law

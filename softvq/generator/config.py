@@ -84,6 +84,11 @@ class TransformerConfig(Sized):
     """Two layers with a GELU between them, or SwiGLU."""
     rotary: bool = False
     """Turn queries and keys by their positions, beside the fixed positions."""
+    value_residual: bool = False
+    """Mix the values of every block's attention with those of the first block's."""
+    summary: int = 0
+    """Further tokens that hold the eye's features of the whole picture: drawn with its own, and
+    left out of what is decoded. 0 for none."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer whose tokens it learned, null if not known."""
 
@@ -95,9 +100,11 @@ class TransformerConfig(Sized):
                 *("tokens", "channels", "width", "depth", "heads"),
                 *("mlp_ratio", "patch", "rows"),
             ),
-            not_below_0=("num_classes", "pyramid"),
+            not_below_0=("num_classes", "pyramid", "summary"),
             shares=("label_dropout",),
         )
+        if self.summary and self.patch is not None:
+            raise UserError("generator: a summary is beside tokens, not on a map; set patch=null")
         if self.pyramid and not self.picture:
             raise UserError("generator: a pyramid stands on a picture; set picture=true")
         if self.width % 2 or self.width % self.heads:
@@ -123,9 +130,9 @@ class TransformerConfig(Sized):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one image's latents: (L, C), or (C, H, W) with a patch."""
+        """Of one image's latents: (L, C), or (C, H, W) with a patch; a summary's are among L."""
         if self.patch is None:
-            return self.tokens, self.channels
+            return self.tokens + self.summary, self.channels
         rows = self.rows or math.isqrt(self.tokens)
         return self.channels, rows, self.tokens // rows
 
@@ -162,12 +169,19 @@ class SiTConfig(TransformerConfig):
     """The way from data to noise: straight, or along a quarter of a circle."""
     target: Literal["v", "eps", "x0"] = "v"
     """What the network predicts: the velocity, the noise, or the data."""
+    time_shift: float = 1.0
+    """Move the times of training and of sampling, t to s t / (1 + (s - 1) t): towards noise if
+    above 1, which tokens of many channels ask for (Esser et al. 2024), towards data if below."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, "generator: ", above_0=("time_shift",))
 
     @property
     def process(self) -> "Process":
         from softvq.generator.process import PROCESSES
 
-        return PROCESSES[self.interpolant](self.target)
+        return PROCESSES[self.interpolant](self.target, shift=self.time_shift)
 
 
 @dataclass(frozen=True)
@@ -303,6 +317,9 @@ class HiddenAlignmentConfig(AlignmentConfig):
     the teacher sees the pictures of every batch again."""
     block: int = 8
     """The block whose states are aligned; 1 is the first."""
+    images: int | None = None
+    """Images seen after which alignment ends, as it then holds a generator back (Wang et al. 2025,
+    HASTE); null for never."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from softvq.errors import UserError
 from softvq.generator import mar
@@ -57,8 +58,14 @@ def to_net(x: Tensor, config: TransformerConfig) -> Tensor:
     """Latents [B, L, C] as the network takes them: at a picture's amplitudes if they are its
     spectrum, maps [B, C, H, W] if it cuts patches."""
     if config.picture:
-        return x * amplitudes(config.tokens, config.channels).to(x)
+        return x * _amplitudes(x, config)
     return arranged(x, config)
+
+
+def _amplitudes(x: Tensor, config: TransformerConfig) -> Tensor:
+    """[L, C] like x; those of a summary are 1."""
+    scale = amplitudes(config.tokens, config.channels)
+    return F.pad(scale, (0, 0, 0, config.summary), value=1.0).to(x)
 
 
 def arranged(x: Tensor, config: TransformerConfig) -> Tensor:
@@ -68,10 +75,10 @@ def arranged(x: Tensor, config: TransformerConfig) -> Tensor:
 
 
 def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
-    """The inverse of :func:`to_net`."""
+    """The inverse of :func:`to_net`, without a summary."""
     if config.picture:
-        return x / amplitudes(config.tokens, config.channels).to(x)
-    return x if config.patch is None else x.flatten(2).transpose(1, 2)
+        x = x / _amplitudes(x, config)
+    return x[:, : config.tokens] if config.patch is None else x.flatten(2).transpose(1, 2)
 
 
 def transformer_loss(
@@ -81,9 +88,11 @@ def transformer_loss(
     config: TransformerConfig,
     time: str,
     rng: torch.Generator | None = None,
+    contrast: float = 0.0,
 ) -> Tensor:
     """``training_loss`` [B] of latents [B, L, C] on the network's own process."""
-    return training_loss(network, config.process, to_net(x0, config), y, config, time, rng)
+    x0 = to_net(x0, config)
+    return training_loss(network, config.process, x0, y, config, time, rng, contrast)
 
 
 def find_sampler(name: str) -> Sampler:

@@ -59,7 +59,8 @@ class Learning(nn.Module):
             return self.loss(x0, y, rng), None
         with hidden_states(self.net, self.block) as states:
             loss = self.loss(x0, y, rng)
-        return loss, self.head(states[0])
+        rows, columns = self.net.config.grid  # a summary's states come after those of places
+        return loss, self.head(states[0][:, : rows * columns])
 
     def loss(self, x0: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         """The family's, [B]. In evaluation mode no label is dropped."""

@@ -13,7 +13,7 @@ Times t are tensors [B], or scalars for a whole batch; latents are tokens [B, L,
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -70,9 +70,11 @@ class Process(ABC):
     """A subclass gives alpha, sigma, their rates, and ``time_at``.
 
     target: what the network predicts, "v", "eps" or "x0". Raises UserError for another.
+    shift: of the times that training draws and samplers take; see ``SiTConfig.time_shift``.
     """
 
     target: str = "v"
+    shift: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -112,12 +114,13 @@ class Process(ABC):
 
     def snap(self, t: Tensor) -> Tensor:
         """Times in (0, 1) -> those that training knows."""
-        return t
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
     def grid(self, steps: int, last: float | None = None) -> Tensor:
         """See :func:`softvq.generator.sampler.time_grid`."""
         last = self.latest / steps if last is None else last
-        return torch.linspace(self.latest, last, steps, dtype=torch.float64)
+        times = torch.linspace(self.latest, last, steps, dtype=torch.float64)
+        return self.snap(times).clamp(max=self.latest)
 
     def interpolate(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of equation (1)."""
@@ -275,10 +278,19 @@ def denoising_loss(
     y: Tensor | None,
     t: Tensor,
     noise: Tensor,
+    contrast: float = 0.0,
 ) -> Tensor:
-    """The process's loss of the network per sample, [B], at given times and noise."""
+    """The process's loss of the network per sample, [B], at given times and noise.
+
+    With ``contrast`` less that share of the loss for the data and noise of the sample before in the
+    batch: predictions move away from each other (Stoica et al. 2025, contrastive flow matching).
+    """
     x = process.interpolate(x0, noise, t).to(x0.dtype)
-    return process.loss(network(x, process.clock(t), y), x0, noise, t)
+    prediction = network(x, process.clock(t), y)
+    loss = process.loss(prediction, x0, noise, t)
+    if not contrast:
+        return loss
+    return loss - contrast * process.loss(prediction, x0.roll(1, 0), noise.roll(1, 0), t)
 
 
 class Conditioned(Protocol):
@@ -299,6 +311,7 @@ def training_loss(
     config: Conditioned,
     time: str = "lognormal",
     rng: torch.Generator | None = None,
+    contrast: float = 0.0,
 ) -> Tensor:
     """``denoising_loss`` [B] with drawn times, noise and label dropout.
 
@@ -312,4 +325,4 @@ def training_loss(
     noise = randn(x0.shape, rng, device).to(x0)
     if y is not None:
         y = drop_labels(y, config.num_classes, config.label_dropout, rng)
-    return denoising_loss(network, process, x0, y, t, noise)
+    return denoising_loss(network, process, x0, y, t, noise, contrast)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from softvq.errors import UserError
 from softvq.generator.config import DiTConfig, SiTConfig, TransformerConfig
@@ -55,21 +56,34 @@ class Block(nn.Module):
     """Transformer block with adaLN-Zero: x [B, N, D], condition [B, D] -> [B, N, D].
 
     The condition gives shift, scale and gate of both branches. Gates start at zero, so a new
-    block is the identity.
+    block is the identity. With ``mixes`` its attention takes the ``first`` block's values too.
     """
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, mixes: bool = False):
         super().__init__()
         width = config.width
         self.norm1 = layer_norm(width, config.norm)
-        self.attn = Attention(width, config.heads, NORMS[config.norm] if config.qk_norm else None)
+        qk_norm = NORMS[config.norm] if config.qk_norm else None
+        self.attn = Attention(width, config.heads, qk_norm, mixes)
         self.norm2 = layer_norm(width, config.norm)
         self.mlp = MLPS[config.mlp](width, config.mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, condition: Tensor, angles: Tensor | None = None) -> Tensor:
+    def values(self, x: Tensor, condition: Tensor) -> Tensor:
+        """What its attention reads of x, [B, heads, N, D / heads]."""
+        shift, scale = self.adaLN_modulation(condition).chunk(6, -1)[:2]
+        return self.attn.values(modulate(self.norm1(x), shift, scale))
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        angles: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, -1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), angles)
+        seen = modulate(self.norm1(x), shift1, scale1)
+        x = x + gate1[:, None] * self.attn(seen, angles, first=first)
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -85,6 +99,21 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, -1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class Summary(nn.Module):
+    """The way of further tokens into a transformer and out: a picture's pooled features, noisy and
+    denoised as its own tokens are, which tell early what is drawn (REG, Wu et al. 2025)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.proj = nn.Linear(config.channels, config.width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, config.summary, config.width))
+        self.final = FinalLayer(config.width, config.out_channels, config.norm)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """[B, S, C] -> [B, S, D]."""
+        return self.proj(x) + self.position
 
 
 class PatchEmbedder(nn.Module):
@@ -143,8 +172,13 @@ class TokenTransformer(nn.Module):
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.register_buffer("pos_embed", positions[None])
         angles = rotary_angles(places, width // config.heads) if config.rotary else None
+        self.summary = Summary(config) if config.summary else None
+        if angles is not None and config.summary:  # which stands nowhere: it is not turned
+            angles = F.pad(angles, (0, 0, 0, config.summary))
         self.register_buffer("angles", angles, persistent=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, config.value_residual and i > 0) for i in range(config.depth)
+        )
         self.final_layer = FinalLayer(width, out, config.norm)
         self._initialise()
 
@@ -164,6 +198,8 @@ class TokenTransformer(nn.Module):
                 nn.init.zeros_(module.adaLN_modulation.get_parameter("1.weight"))
         last = self.final_layer.linear if self.pyramid is None else self.pyramid.to_picture
         nn.init.zeros_(last.weight)
+        if self.summary is not None:
+            nn.init.zeros_(self.summary.final.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self._predict(x, self._condition(x, t, y))
@@ -179,6 +215,7 @@ class TokenTransformer(nn.Module):
             expected = ", ".join(map(str, self.config.latent_shape))
             raise ValueError(f"expected latents [B, {expected}], got {list(x.shape)}")
         maps: list[Tensor] = []
+        x, summary = x.tensor_split([self.config.tokens], dim=1) if self.summary else (x, x)
         if self.picture is not None:
             x = self.picture.views(x)
             if self.pyramid is not None:
@@ -186,9 +223,20 @@ class TokenTransformer(nn.Module):
             else:
                 x = to_patches(x)
         x = self.x_embedder(x) + self.pos_embed
+        own = x.shape[1]
+        if self.summary is not None:
+            x = torch.cat([x, self.summary.embed(summary)], dim=1)
+        first = self.blocks[0].values(x, condition) if self.config.value_residual else None
         for block in self.blocks:
-            x = block(x, condition, self.angles)
-        x = self.final_layer(x, condition)
+            x = block(x, condition, self.angles, first)
+        x, summary = x[:, :own], x[:, own:]
+        drawn = self._tokens(self.final_layer(x, condition), maps, condition)
+        if self.summary is None:
+            return drawn
+        return torch.cat([drawn, self.summary.final(summary, condition).to(drawn)], dim=1)
+
+    def _tokens(self, x: Tensor, maps: list[Tensor], condition: Tensor) -> Tensor:
+        """The last layer's numbers as a prediction of the tokens."""
         if self.picture is None:
             return self._map(x)
         if self.pyramid is not None:

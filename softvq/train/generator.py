@@ -34,6 +34,7 @@ from softvq.train.folder import open_run
 from softvq.train.loop import train
 from softvq.train.photos import open_photos
 from softvq.train.players import Player, Turn
+from softvq.train.summaries import summaries
 
 ROWS, COLUMNS = 10, 4  # of the picture of samples: classes, and images of each
 HELD_OUT = 4096  # tokens that the validation loss is measured on
@@ -63,11 +64,15 @@ class Aim:
 
 @dataclass
 class TokenBatch:
-    """Tokens [B, L, C], unit-scale, labels int64 [B] and, with an aim, its items [B, ...]."""
+    """Tokens [B, L, C], unit-scale, labels int64 [B] and, with an aim, its items [B, ...].
+
+    ``seen``: images that the run had seen before.
+    """
 
     latents: Tensor
     labels: Tensor
     aimed_at: Tensor | None = None
+    seen: int = 0
 
 
 class Entries(Dataset[tuple[Tensor, ...]]):
@@ -97,6 +102,8 @@ def make_model(
         taught = recipe.few_step.velocity == "teacher"
         follows = Frozen(start) if taught and start is not None else None
         loss = partial(family.loss, objective=recipe.few_step, teacher=follows)
+    elif recipe.contrast:
+        loss = partial(family.loss, contrast=recipe.contrast)
     if isinstance(net, FlowMap) and not isinstance(start, FlowMap | None):
         net.start_from(start)
     elif start is not None:
@@ -145,7 +152,9 @@ class GeneratorTask:
             batch_sampler=order,
             num_workers=workers if self.aim else 0,  # tokens lie in memory
         )
-        return (TokenBatch(*some) for some in loader)
+        for step, some in enumerate(loader):
+            seen = start + step // config.accumulate * config.batch
+            yield TokenBatch(*some, seen=seen)
 
     def loss(self, net: nn.Module, batch: TokenBatch, made: None = None) -> Turn:
         device = next(net.parameters()).device
@@ -153,6 +162,8 @@ class GeneratorTask:
         loss = losses.mean()
         if self.aim is None or self.model.head is None or batch.aimed_at is None:
             return Turn(loss)
+        if batch.seen >= (self.recipe.alignment.images or self.recipe.train.images):
+            return Turn(loss + 0 * predicted.sum())  # several processes wait for every gradient
         target = self.model.head.target(self.aim.features(batch.aimed_at.to(device)))
         alignment = self.recipe.alignment.weight * negative_cosine(predicted, target)
         terms = {"generation": loss.detach(), "alignment": alignment.detach()}
@@ -188,6 +199,11 @@ class GeneratorTask:
 def first_tokens(tokens: TokenSet, count: int | None) -> TokenSet:
     """The first ``count`` tokens of every photo; None for all."""
     return replace(tokens, latents=tokens.latents[:, :count].contiguous())
+
+
+def with_summary(tokens: TokenSet, summary: Tensor) -> TokenSet:
+    """Further tokens [N, S, C] after those of every photo."""
+    return replace(tokens, latents=torch.cat([tokens.latents, summary], dim=1))
 
 
 def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
@@ -251,8 +267,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end.
 
     Beside what every run writes: photos/ (decoded), tokens/ (encoded, see ``softvq.tokens``),
-    teacher/ (its features, with alignment.cache), and a pipeline: tokenizer/, generator/ and
-    model_index.json.
+    teacher/ (its features, with alignment.cache), summaries.safetensors (with model.summary), and a
+    pipeline: tokenizer/, generator/ and model_index.json.
     """
     tokenizer = open_tokenizer(recipe.tokenizer)
     if recipe.tokens is not None:
@@ -268,17 +284,24 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
         state = joined()
         tokenizer.to(state.device)
         tokens, aim = folder / "tokens", None
-        views = recipe.views, recipe.data.flip, recipe.train.seed
+        crops = recipe.views, recipe.data.flip, recipe.train.seed
+        views = Views(photos, *crops)
         with state.main_process_first():  # the others find the files that it wrote
-            write_tokens(tokens / "train", tokenizer, photos, *views)
+            write_tokens(tokens / "train", tokenizer, photos, *crops)
             write_tokens(tokens / "val", tokenizer, held_out)
             if teacher is not None:
                 cache = folder / "teacher" if recipe.alignment.cache else None
-                aim = Aim(teacher.to(state.device), Views(photos, *views), cache)
+                aim = Aim(teacher.to(state.device), views, cache)
+            further = getattr(recipe.model, "summary", 0), tokenizer.config.channels
+            if further[0]:
+                seen = views, Views(held_out, 1, recipe.data.flip, recipe.train.seed)
+                added = summaries(folder, further, *seen, state.device)
         made_by = fingerprint(tokenizer)
         kept, kept_out = (
             first_tokens(read_tokens(tokens / split, made_by), recipe.tokens)
             for split in ("train", "val")
         )
+        if further[0]:
+            kept, kept_out = map(with_summary, (kept, kept_out), added)
         task = GeneratorTask(recipe, tokenizer, kept, kept_out, aim, start)
         return train(task, recipe.train, folder)
