@@ -157,6 +157,7 @@ class GeneratorContract:
     """Subclass with ``config``, of 6 tokens x 3 channels and 4 classes, and ``predict`` set."""
 
     config: Any
+    shape = (6, 3)  # of the latents that it learns, of one image
     field = ("depth", 2, 1)  # a field of the config, its value, and one that does not fit the file
 
     @property
@@ -176,7 +177,7 @@ class GeneratorContract:
         return network
 
     def loss(self, network, y, seed=0):
-        x0, rng = torch.randn(5, 6, 3, generator=seeded(7)), seeded(seed)
+        x0, rng = torch.randn(5, *self.shape, generator=seeded(7)), seeded(seed)
         return self.family.loss(network, x0, y, network.config, self.family.time, rng)
 
     def test_a_new_network_predicts_zero(self):

@@ -347,7 +347,7 @@ def test_hidden_states_train_the_blocks_before():
 class TransformerContract(GeneratorContract):
     def predict(self, network, rows, y):
         rng, weight = torch.Generator().manual_seed(1), network.final_layer.linear.weight
-        x, t = torch.randn(5, 6, 3, generator=rng), torch.rand(5, generator=rng).double()
+        x, t = torch.randn(5, *self.shape, generator=rng), torch.rand(5, generator=rng).double()
         told = self.config.process.clock(t)
         return network(x[list(rows)].to(weight), told[list(rows)].to(weight), y)
 
@@ -370,6 +370,80 @@ class TestDiTOnPictures(TransformerContract):
 
 class TestSiTOnAPyramid(TransformerContract):
     config = replace(TINY_SIT, picture=True, pyramid=4)
+
+
+class TestSiTWithASummary(TransformerContract):
+    config = replace(TINY_SIT, summary=2)
+    shape = (8, 3)
+
+
+class TestSiTOfEverything(TransformerContract):
+    config = replace(
+        TINY_SIT, picture=True, pyramid=4, summary=2, rotary=True, value_residual=True, time_shift=2
+    )
+    shape = (8, 3)
+
+
+class TestDiTWithASummary(TransformerContract):
+    config = replace(TINY, summary=1, value_residual=True)
+    shape = (7, 3)
+
+
+def test_a_summary_is_denoised_beside_the_tokens_and_left_out():
+    """White beside a picture's spectrum; what is drawn are the tokens alone."""
+    config = replace(TINY_SIT, picture=True, summary=2)
+    x = torch.randn(5, 8, 3)
+    seen = to_net(x, config)
+    torch.testing.assert_close(seen[:, 6:], x[:, 6:])
+    torch.testing.assert_close(seen[:, :6], to_net(x[:, :6], replace(config, summary=0)))
+    torch.testing.assert_close(from_net(seen, config), x[:, :6])
+    net = SiT(config).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    drawn = draw(net, NoiseStreams(0, range(3)), torch.tensor([0, 1, 2]), steps=2)
+    assert drawn.shape == (3, 6, 3)
+    y, t = torch.arange(5) % 4, torch.full((5,), 0.5)
+    moved = seen.clone()
+    moved[:, 6:] += 1.0  # what the picture is said to be decides what it becomes
+    assert (net(moved, t, y) - net(seen, t, y))[:, :6].abs().max() > 1e-3
+
+
+def test_a_summary_is_no_map():
+    with pytest.raises(UserError, match="a summary is beside tokens, not on a map"):
+        replace(TINY_SIT, tokens=4, patch=1, summary=1)
+
+
+def test_values_of_the_first_block_are_mixed_into_the_others():
+    config = replace(TINY_SIT, value_residual=True)
+    net, plain = SiT(config).eval(), SiT(replace(config, value_residual=False)).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    mixes = [name for name in net.state_dict() if name.endswith("attn.mix")]
+    assert mixes == [f"blocks.{i}.attn.mix" for i in range(1, config.depth)]
+    weights = {k: v for k, v in net.state_dict().items() if k not in mixes}
+    plain.load_state_dict(weights)
+    x, t, y = torch.randn(3, 6, 3), torch.rand(3), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        net.blocks[1].attn.mix.copy_(torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(net(x, t, y), plain(x, t, y))  # none of the first: as without
+    # the first block's alone: as if the second computed its values from what the first reads
+    reads = []
+    hook = net.blocks[0].attn.register_forward_pre_hook(lambda m, given: reads.append(given[0]))
+    with torch.no_grad():
+        net.blocks[1].attn.mix.copy_(torch.tensor([0.0, 1.0]))
+    found = net(x, t, y)
+    hook.remove()
+    first = plain.blocks[0].attn
+    _, _, v = first.qkv(reads[0]).unflatten(-1, (3, config.heads, -1)).permute(2, 0, 3, 1, 4)
+    width = config.width
+    second = plain.blocks[1].attn
+    given = second.qkv.forward
+
+    def swapped(z):
+        return torch.cat([given(z)[..., : 2 * width], v.transpose(1, 2).flatten(2)], -1)
+
+    second.qkv.forward = swapped
+    torch.testing.assert_close(found, plain(x, t, y))
 
 
 def test_a_picture_holds_its_tokens_and_no_more():

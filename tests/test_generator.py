@@ -229,6 +229,47 @@ def test_times_lie_in_the_unit_interval():
             assert abs(t.median() - 0.5) < 0.05
 
 
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_shifted_times_are_those_of_other_noise_levels(shift):
+    """On straight lines sigma / alpha grows by the factor, in training and in sampling."""
+    plain, moved = Linear(), Linear(shift=shift)
+    t = torch.rand(50, dtype=torch.float64)
+    there = moved.snap(t)
+    torch.testing.assert_close(there / (1 - there), shift * t / (1 - t))
+    grid, usual = time_grid(7, process=moved), time_grid(7, process=plain)
+    torch.testing.assert_close(grid, shift * usual / (1 + (shift - 1) * usual))
+    assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
+    noise_predicting = Linear("eps", shift=shift)
+    assert time_grid(7, process=noise_predicting)[0] <= noise_predicting.latest
+    config = replace(TINY, time_shift=shift)
+    assert config.process == moved
+    drawn = []
+
+    def network(x, t, y):
+        drawn.append(t)
+        return torch.zeros_like(x)
+
+    latents, y = torch.zeros(4000, 2, 3), None
+    for process in (plain, moved):
+        training_loss(network, process, latents, y, config, rng=torch.Generator().manual_seed(0))
+    found, expected = (t.double() / (1 - t.double()) for t in drawn[::-1])
+    torch.testing.assert_close(found, shift * expected, rtol=1e-4, atol=0)
+
+
+def test_contrast_takes_away_the_loss_for_another_sample():
+    x0, noise, t = torch.randn(4, 2, 3), torch.randn(4, 2, 3), torch.rand(4)
+    guess = torch.randn(4, 2, 3)
+
+    def network(x, t, y):
+        return guess
+
+    found = denoising_loss(network, Linear(), x0, None, t, noise, contrast=0.1)
+    for i in range(4):
+        own, other = noise[i] - x0[i], noise[i - 1] - x0[i - 1]
+        expected = (guess[i] - own).square().mean() - 0.1 * (guess[i] - other).square().mean()
+        torch.testing.assert_close(found[i], expected)
+
+
 def test_label_dropout():
     y = torch.arange(4).repeat(500)
     dropped = drop_labels(y, 4, 0.1, torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """Training a generator: it learns, it goes on after kill -9, and what it writes can be used."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import read_tokens
 from softvq.train.generator import Aim, GeneratorTask, make_model, train_generator
+from softvq.train.summaries import principal
 
 FAMILIES = {
     "sit": ["family=sit"],
@@ -281,6 +283,54 @@ def test_alignment_teaches_the_head_and_the_blocks_before(aligned_task):
     assert {"net.blocks.0.attn.qkv.weight", "net.x_embedder.weight", "head.mlp.0.weight"} <= taught
     assert not any("blocks.1." in name or "final_layer" in name for name in taught)
     assert all(p.grad is None for p in task.aim.teacher.parameters())
+
+
+def test_alignment_ends_when_the_recipe_says(aligned_task):
+    task = aligned_task
+    task.recipe.alignment.images = 64
+    batches = list(islice(task.batches(0, 0, 1), 3))
+    assert [batch.seen for batch in batches] == [0, 32, 64]
+    assert next(iter(task.batches(64, 0, 1))).seen == 64  # of a run that goes on
+    turns = [task.loss(task.model, batch) for batch in batches]
+    assert ["alignment" in turn.terms for turn in turns] == [True, True, False]
+    turns[2].loss.backward()
+    grads = [p.grad for p in task.model.head.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
+
+
+def test_summaries_are_the_principal_directions():
+    torch.manual_seed(0)
+    features = torch.randn(60, 9) @ torch.randn(9, 9) + 3
+    mean, axes = principal(features, 4)
+    drawn = (features - mean) @ axes
+    torch.testing.assert_close(drawn.mean(0), torch.zeros(4).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(drawn.T @ drawn / 60, torch.eye(4).double(), atol=1e-6, rtol=0)
+    kept = [(features.double() - mean) @ a / a.norm() for a in axes.T]
+    variances = torch.linalg.eigvalsh(torch.cov(features.double().T, correction=0)).flip(0)
+    torch.testing.assert_close(torch.stack([k.square().mean() for k in kept]), variances[:4])
+    assert torch.equal(principal(features.flip(0), 4)[1].sign(), axes.sign())
+    with pytest.raises(UserError, match="asks for 9 numbers .* photos differ in 4; give more"):
+        principal(features[:5], 9)
+
+
+def test_a_generator_learns_and_draws_a_summary_of_its_pictures(tmp_path, tokenizer_folder):
+    source = str(photo_folder(tmp_path / "photos", 40))
+    lengths = ["train.images=320", "train.log_every=32", "train.evaluate_every=320"]
+    chosen = recipe(tokenizer_folder, source, *lengths, "model.summary=1", "contrast=0.05")
+    assert train_generator(chosen, tmp_path / "run")
+    kept = load_tensors(tmp_path / "run" / "summaries.safetensors")
+    assert kept["train"].shape[1:] == (1, 16) and kept["val"].shape[1:] == (1, 16)
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert pipeline.generator.config.summary == 1
+    assert pipeline.generate_latents(["class0"], steps=2).shape == (1, 8, 16)
+    assert len(pipeline(["class1"], steps=2)) == 1
+    few = load_recipe(
+        GeneratorRecipe, "few-step",
+        [f"init={tmp_path / 'run'}", f"tokenizer={tokenizer_folder}", f"data.source={source}",
+         "train.images=64", "views=1"],
+    )  # fmt: skip
+    assert train_generator(few, tmp_path / "few")
+    assert Pipeline.from_pretrained(tmp_path / "few").generator.config.summary == 1
 
 
 def test_training_from_stored_features_is_training_with_the_teacher(

@@ -174,6 +174,11 @@ def _generator(source: str | Path) -> tuple[Any, list[str]]:
     if not (folder / models.INDEX).is_file():
         return None, []
     found = models.open_parts(source)
+    if getattr(found.generator.config, "summary", 0):
+        raise UserError(
+            f"{source}: its generator draws a summary beside its tokens, which exports do not know; "
+            "train one with model.summary=0"
+        )
     if not family_of(found.generator).whole:
         warnings.warn(
             "a MAR draws in a loop, which is not exported; encoder and decoder are", stacklevel=2

@@ -226,7 +226,10 @@ class TokenTransformer(nn.Module):
         own = x.shape[1]
         if self.summary is not None:
             x = torch.cat([x, self.summary.embed(summary)], dim=1)
-        first = self.blocks[0].values(x, condition) if self.config.value_residual else None
+        start, first = self.blocks[0], None
+        if self.config.value_residual:
+            assert isinstance(start, Block)
+            first = start.values(x, condition)
         for block in self.blocks:
             x = block(x, condition, self.angles, first)
         x, summary = x[:, :own], x[:, own:]

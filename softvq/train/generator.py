@@ -71,8 +71,8 @@ class TokenBatch:
 
     latents: Tensor
     labels: Tensor
+    seen: int
     aimed_at: Tensor | None = None
-    seen: int = 0
 
 
 class Entries(Dataset[tuple[Tensor, ...]]):
@@ -152,9 +152,9 @@ class GeneratorTask:
             batch_sampler=order,
             num_workers=workers if self.aim else 0,  # tokens lie in memory
         )
-        for step, some in enumerate(loader):
+        for step, (latents, labels, *aimed_at) in enumerate(loader):
             seen = start + step // config.accumulate * config.batch
-            yield TokenBatch(*some, seen=seen)
+            yield TokenBatch(latents, labels, seen, *aimed_at)
 
     def loss(self, net: nn.Module, batch: TokenBatch, made: None = None) -> Turn:
         device = next(net.parameters()).device
