@@ -123,7 +123,7 @@ def drawn(
         sys.exit(130)
     pipeline = Pipeline.from_pretrained(run)
     pipeline.precision = "bf16"
-    augment(pipeline, data, pictures, per_class)
+    augment(pipeline, data, pictures, per_class, batch=per_class)
     files = sorted(pictures.glob("train/*/*.png"))
     seen = np.stack([np.asarray(images.load(path)) for path in files])
     return eye_features(eye, seen), np.array([path.parent.name for path in files])

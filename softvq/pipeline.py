@@ -121,7 +121,8 @@ class Pipeline:
         labels   class names or numbers; an unconditional generator takes ``count`` = n instead
         seed     the images are number ``start``, start + 1, .. of this seed
         batch    how many images are computed at a time
-        tokens   L: keep the first so many of those drawn, of a nested tokenizer; by default all
+        tokens   L: the first so many, of a nested tokenizer; by default all. A nested generator
+                 draws no more than it must, any other all of them
         options  of the generator's family, as steps, guidance and sampler: see its ``sample`` in
                  ``softvq.generator.families``. A tensor [n] has one value for each image
 
@@ -138,8 +139,12 @@ class Pipeline:
             if tokens > config.tokens:
                 raise UserError(f"this generator draws {config.tokens} tokens, not {tokens}")
         device = next(self.generator.parameters()).device
-        precision, rows = self._computing(self.generator, config.tokens)
-        drawn = [torch.empty(0, config.tokens, config.channels, dtype=torch.float64)]
+        counts = getattr(config, "counts", (config.tokens,))
+        count = min(k for k in counts if k >= (tokens or config.tokens))
+        if count < config.tokens:
+            options["tokens"] = count
+        precision, rows = self._computing(self.generator, count)
+        drawn = [torch.empty(0, count, config.channels, dtype=torch.float64)]
         networks = [value for value in options.values() if isinstance(value, nn.Module)]
         with PRECISIONS[precision](self.generator, *networks):
             for first in range(0, n, batch):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract import GeneratorContract
+from contract import GeneratorContract, seeded
 from safetensors.torch import load_file, save_file
 from vectors import BESIDE, HERE, GoldenNet, found, named, random_net, timesteps_of
 
@@ -14,9 +14,9 @@ from softvq.errors import UserError
 from softvq.generator import mar
 from softvq.generator.config import DiTConfig, FlowMapConfig, SiTConfig
 from softvq.generator.diffusion import SCHEDULES, Diffusion
-from softvq.generator.families import GENERATORS, draw, family_of, from_net, to_net
+from softvq.generator.families import GENERATORS, draw, family_of, from_net, some_tokens, to_net
 from softvq.generator.guidance import Guided
-from softvq.generator.picture import Picture, from_patches, to_patches
+from softvq.generator.picture import Picture, from_patches, picture_grid, to_patches
 from softvq.generator.process import TIME_LAWS, channel_axis, denoising_loss, split_channels
 from softvq.generator.sampler import SAMPLERS, NoiseStreams, time_grid
 from softvq.generator.transformer import DiT, SiT, hidden_states
@@ -384,6 +384,10 @@ class TestSiTOfEverything(TransformerContract):
     shape = (8, 3)
 
 
+class TestNestedSiT(TransformerContract):
+    config = replace(TINY_SIT, nested=True)
+
+
 class TestDiTWithASummary(TransformerContract):
     config = replace(TINY, summary=1, value_residual=True)
     shape = (7, 3)
@@ -452,7 +456,7 @@ def test_a_picture_holds_its_tokens_and_no_more():
     x = torch.randn(3, 64, 32)
     patches = to_patches(picture.views(x)[:, :3])
     assert patches.shape == (3, 64, 3 * 6**2)
-    rebuilt = from_patches(patches, picture.grid)
+    rebuilt = from_patches(patches, picture_grid(64, 32))
     torch.testing.assert_close(picture.tokens(rebuilt), x, atol=1e-4, rtol=1e-4)
     # orthogonal too, so that white noise in tokens is white in what pixels can hold of it
     squares = patches.square().mean((1, 2)) * 3
@@ -534,3 +538,70 @@ def test_a_folder_of_something_else(tmp_path):
         UserError, match="holds a Tokenizer, which is none of SiT, DiT, FlowMap, MAR"
     ):
         open_generator(tmp_path)
+
+
+# Generators that draw the first tokens alone
+
+
+@pytest.mark.parametrize("picture", [False, True])
+@pytest.mark.parametrize("summary", [0, 2])
+def test_a_nested_generator_draws_the_first_tokens_for_less(picture, summary):
+    config = replace(TINY_SIT, tokens=32, nested=True, picture=picture, summary=summary)
+    assert config.counts == (32, 16, 8) and replace(config, nested=False).counts == (32,)
+    net = SiT(config).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    seen = []
+    hook = net.blocks[0].register_forward_pre_hook(lambda m, given: seen.append(given[0].shape[1]))
+    y = torch.tensor([0, 1, 2])
+    draft = draw(net, NoiseStreams(0, range(3)), y, steps=2, tokens=8)
+    drafted, seen[:] = set(seen), []
+    assert draft.shape == (3, 8, 3)
+    whole = draw(net, NoiseStreams(0, range(3)), y, steps=2)
+    hook.remove()
+    assert whole.shape == (3, 32, 3) and max(drafted) < max(seen)
+    alone = draw(net, NoiseStreams(0, [1]), y[1:2], steps=2, tokens=8)
+    torch.testing.assert_close(alone, draft[1:2], atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="this generator draws 32 or 16 or 8 tokens, not 12"):
+        draw(net, NoiseStreams(0, range(3)), y, steps=2, tokens=12)
+    with pytest.raises(ValueError, match="expected latents"):
+        net(torch.zeros(1, 12 + summary, 3), torch.zeros(1))
+
+
+def test_what_a_draft_sees_is_the_same_picture_in_fewer_pixels():
+    """The first tokens at their amplitudes are the same whether or not others follow."""
+    config = replace(TINY_SIT, tokens=64, channels=32, picture=True, nested=True)
+    x = torch.randn(2, 64, 32)
+    x[:, 16:] = 0
+    whole, first = to_net(x, config), to_net(x[:, :16], config)
+    torch.testing.assert_close(first, whole[:, :16])
+    torch.testing.assert_close(from_net(first, config), x[:, :16])
+    picture = Picture(64, 32)
+    large, small = picture.views(whole), picture.views(first)
+    assert large.shape[-1] == 2 * small.shape[-1]
+    # of the same means over patches, but for what a mean of cosines loses
+    shrunk = torch.nn.functional.avg_pool2d(large, 2)
+    assert (shrunk - small).square().mean() < 0.1 * small.square().mean()
+    torch.testing.assert_close(picture.tokens(small[:, :3], 16), first, atol=1e-4, rtol=1e-4)
+
+
+def test_a_nested_generator_learns_all_its_counts():
+    """All tokens half of the time, and no draw of chance where there is one count alone."""
+    config, x0 = replace(TINY_SIT, tokens=32, nested=True), torch.randn(2, 32, 3)
+    rng = torch.Generator().manual_seed(0)
+    counts = [some_tokens(x0, config, rng).shape[1] for _ in range(400)]
+    for count, share in ((32, 0.5), (16, 0.25), (8, 0.25)):
+        assert abs(counts.count(count) / 400 - share) < 0.08
+    rng.manual_seed(0)
+    assert some_tokens(x0, replace(config, nested=False), rng) is x0
+    assert torch.equal(torch.rand(1, generator=rng), torch.rand(1, generator=seeded(0)))
+    summed = torch.cat([x0, torch.full((2, 1, 3), 9.0)], dim=1)
+    config = replace(config, summary=1)
+    found = next(z for z in (some_tokens(summed, config, rng) for _ in range(99)) if len(z[0]) < 33)
+    assert (found[:, -1] == 9).all() and torch.equal(found[:, :-1], x0[:, : found.shape[1] - 1])
+
+
+@pytest.mark.parametrize("change", [{"patch": 1, "tokens": 4}, {"rotary": True}])
+def test_nested_is_of_a_sequence(change):
+    with pytest.raises(UserError, match="nested draws the first of a sequence"):
+        replace(TINY_SIT, nested=True, **change)

@@ -406,3 +406,38 @@ def test_a_draft_learns_and_draws_the_first_tokens_alone(tmp_path):
         pipeline.generate_latents([0], steps=2, tokens=3)
     with pytest.raises(UserError, match="not 99"):
         train_generator(recipe(tmp_path / "tokenizer", source, "tokens=99"), tmp_path / "more")
+
+
+def test_one_generator_serves_several_numbers_of_tokens(tmp_path, tokenizer_folder):
+    """Trained as usual, then over lengths; a few-step generator of it draws drafts too."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(small(nested=True, tokens=16)).eval()
+    tokenizer.latent_std.fill_(1.0)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = str(photo_folder(tmp_path / "photos", 12))
+    short = ("train.images=64", "train.evaluate_every=64", "train.checkpoint_every=64")
+    plain, nested, few = (tmp_path / name for name in ("plain", "nested", "few"))
+    assert train_generator(recipe(tmp_path / "tokenizer", source, *short), plain)
+    lengths = recipe(tmp_path / "tokenizer", source, f"init={plain}", "model.nested=true", *short)
+    assert train_generator(lengths, nested)
+    taught = load_recipe(
+        GeneratorRecipe, "few-step",
+        [f"init={nested}", f"tokenizer={tmp_path / 'tokenizer'}", f"data.source={source}", *short],
+    )  # fmt: skip
+    assert train_generator(taught, few)
+    for folder in (nested, few):
+        pipeline = Pipeline.from_pretrained(folder)
+        assert pipeline.generator.config.counts == (16, 8)
+        sizes = []
+        hook = pipeline.generator.x_embedder.register_forward_hook(
+            lambda m, given, out, sizes=sizes: sizes.append(out.shape[1])
+        )
+        drawn = [pipeline.generate_latents([0, 1], steps=2, tokens=k) for k in (5, 8, 9, 16, None)]
+        hook.remove()
+        assert [z.shape[1] for z in drawn] == [5, 8, 9, 16, 16]
+        assert torch.equal(drawn[0], drawn[1][:, :5]) and torch.equal(drawn[3], drawn[4])
+        assert min(sizes) == 8 and max(sizes) == 16
+        assert len(pipeline(["class0"], steps=2, tokens=8)) == 1
+    assert Pipeline.from_pretrained(plain).generate_latents([0], steps=2, tokens=8).shape[1] == 8
+    with pytest.raises(UserError, match="nested"):
+        train_generator(recipe(tokenizer_folder, source, "model.nested=true"), tmp_path / "no")

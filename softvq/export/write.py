@@ -176,8 +176,8 @@ def _generator(source: str | Path) -> tuple[Any, list[str]]:
     found = models.open_parts(source)
     if getattr(found.generator.config, "summary", 0):
         raise UserError(
-            f"{source}: its generator draws a summary beside its tokens, which exports do not know; "
-            "train one with model.summary=0"
+            f"{source}: its generator draws a summary beside its tokens, which no export "
+            "knows; train one with model.summary=0"
         )
     if not family_of(found.generator).whole:
         warnings.warn(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TimeLaw = Literal["uniform", "lognormal"]
 MOST_TIMESTEPS = 100_000
+FEWEST = 8  # tokens that a nested generator draws
 
 
 class Sized:
@@ -86,6 +87,9 @@ class TransformerConfig(Sized):
     """Turn queries and keys by their positions, beside the fixed positions."""
     value_residual: bool = False
     """Mix the values of every block's attention with those of the first block's."""
+    nested: bool = False
+    """Learn to draw the first k tokens alone as well, for k = L, L / 2, .. down to 8, with the same
+    weights: drafts that cost less."""
     summary: int = 0
     """Further tokens that hold the eye's features of the whole picture: drawn with its own, and
     left out of what is decoded. 0 for none."""
@@ -105,6 +109,10 @@ class TransformerConfig(Sized):
         )
         if self.summary and self.patch is not None:
             raise UserError("generator: a summary is beside tokens, not on a map; set patch=null")
+        if self.nested and (self.patch is not None or self.rotary):
+            raise UserError(
+                "generator: nested draws the first of a sequence; set patch=null and rotary=false"
+            )
         if self.pyramid and not self.picture:
             raise UserError("generator: a pyramid stands on a picture; set picture=true")
         if self.width % 2 or self.width % self.heads:
@@ -127,6 +135,12 @@ class TransformerConfig(Sized):
                 f"generator: {self.tokens} tokens are no map of {rows} rows that patch "
                 f"{self.patch} divides; give rows"
             )
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of tokens that it draws, the largest first."""
+        halves = [self.tokens >> i for i in range(self.tokens.bit_length())]
+        return (self.tokens, *(k for k in halves[1:] if self.nested and k >= FEWEST))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -63,9 +63,25 @@ def to_net(x: Tensor, config: TransformerConfig) -> Tensor:
 
 
 def _amplitudes(x: Tensor, config: TransformerConfig) -> Tensor:
-    """[L, C] like x; those of a summary are 1."""
-    scale = amplitudes(config.tokens, config.channels)
+    """[k, C] like x [B, k, C], of the first tokens; those of a summary are 1."""
+    count = x.shape[1] - config.summary
+    scale = amplitudes(config.tokens, config.channels)[:count]
     return F.pad(scale, (0, 0, 0, config.summary), value=1.0).to(x)
+
+
+def first_of(x: Tensor, count: int, config: TransformerConfig) -> Tensor:
+    """The first ``count`` tokens of x [B, L, C], and the summary."""
+    return torch.cat([x[:, :count], x[:, config.tokens :]], dim=1)
+
+
+def some_tokens(x0: Tensor, config: TransformerConfig, rng: torch.Generator | None) -> Tensor:
+    """What a step learns: a nested generator all tokens half of the time, else the first k of one
+    of its smaller counts, which are drawn evenly."""
+    fewer = config.counts[1:]
+    if not fewer:
+        return x0
+    u = torch.rand(1, generator=rng, device=rng.device if rng else x0.device).item()
+    return x0 if u < 0.5 else first_of(x0, fewer[int((2 * u - 1) * len(fewer))], config)
 
 
 def arranged(x: Tensor, config: TransformerConfig) -> Tensor:
@@ -78,7 +94,11 @@ def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
     """The inverse of :func:`to_net`, without a summary."""
     if config.picture:
         x = x / _amplitudes(x, config)
-    return x[:, : config.tokens] if config.patch is None else x.flatten(2).transpose(1, 2)
+    return (
+        x[:, : x.shape[1] - config.summary]
+        if config.patch is None
+        else x.flatten(2).transpose(1, 2)
+    )
 
 
 def transformer_loss(
@@ -91,7 +111,7 @@ def transformer_loss(
     contrast: float = 0.0,
 ) -> Tensor:
     """``training_loss`` [B] of latents [B, L, C] on the network's own process."""
-    x0 = to_net(x0, config)
+    x0 = to_net(some_tokens(x0, config, rng), config)
     return training_loss(network, config.process, x0, y, config, time, rng, contrast)
 
 
@@ -112,12 +132,14 @@ def transformer_sample(
     interval: tuple[float, float] = (0.0, 1.0),
     sampler: str = "dpm_solver",
     bad: Any = None,
+    tokens: int | None = None,
 ) -> Tensor:
     """Normalised latents [B, L, C], one image from each stream, given labels y [B] or None.
 
     steps, sampler                 see ``softvq.generator.sampler``; how the defaults were chosen is
                                    in docs/generating.md
     guidance, interval, bad        see ``Guided``; without labels or ``bad`` there is none
+    tokens                         L: one of the network's ``config.counts``; None for all
 
     Raises UserError for an unknown sampler, fewer than one step or more than a diffusion has, and
     for guidance that cannot be.
@@ -126,18 +148,29 @@ def transformer_sample(
     if y is None and bad is None:
         guidance = 1.0
     guided = Guided(network, guidance, interval, bad, network.config.process)
-    return _drawn(network, guided, streams, y, steps, chosen)
+    return _drawn(network, guided, streams, y, steps, chosen, tokens)
 
 
 def _drawn(
-    network: Any, guided: Any, streams: NoiseStreams, y: Tensor | None, steps: int, sampler: Sampler
+    network: Any,
+    guided: Any,
+    streams: NoiseStreams,
+    y: Tensor | None,
+    steps: int,
+    sampler: Sampler,
+    tokens: int | None,
 ) -> Tensor:
     """Latents [B, L, C] that a sampler draws from a transformer, guided as ``guided`` is."""
     config, process = network.config, network.config.process
     weight = next(network.parameters())
+    count = tokens or config.tokens
+    if count not in config.counts:
+        counts = " or ".join(map(str, config.counts))
+        raise UserError(f"this generator draws {counts} tokens, not {tokens}")
 
     def noise(step: int) -> Tensor:
-        return streams.draw(*config.latent_shape).to(weight)
+        drawn = streams.draw(*config.latent_shape).to(weight)  # a draft's is that of all tokens
+        return drawn if count == config.tokens else first_of(drawn, count, config)
 
     times = sampler.grid(steps, process)
     return from_net(sampler(guided, noise(0), times, y, process, noise), config)
@@ -153,7 +186,8 @@ def few_step_loss(
     **objective: Any,
 ) -> Tensor:
     """``flow_map_loss`` [B] of latents [B, L, C]; see it for ``objective``."""
-    return flow_map_loss(network, to_net(x0, config), y, config, time, rng, **objective)
+    x0 = to_net(some_tokens(x0, config, rng), config)
+    return flow_map_loss(network, x0, y, config, time, rng, **objective)
 
 
 @torch.no_grad()
@@ -165,17 +199,19 @@ def flow_map_sample(
     guidance: float | Tensor | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
     sampler: str = "flow_map",
+    tokens: int | None = None,
 ) -> Tensor:
     """Normalised latents [B, L, C], one image from each stream, given labels y [B] or None.
 
     steps, sampler          of one evaluation each, whatever the guidance
     guidance, interval      see ``Told``; None is 1.5, or the most that the network knows
+    tokens                  L: one of the network's ``config.counts``; None for all
 
     Raises UserError as ``transformer_sample``, and for a scale that the network has not learned.
     """
     usual = min(1.5, network.config.most_guidance) if guidance is None else guidance
     told = Told(network, 1.0 if y is None else usual, interval)
-    return _drawn(network, told, streams, y, steps, find_sampler(sampler))
+    return _drawn(network, told, streams, y, steps, find_sampler(sampler), tokens)
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ def check_teacher(teacher: Any, config: TransformerConfig) -> None:
 
 # The fields of a config that say which weights there are.
 SHAPE = ("width", "depth", "heads", "mlp_ratio", "qk_norm", "patch", "picture", "pyramid", "rows",
-         "norm", "mlp", "rotary", "value_residual", "summary")  # fmt: skip
+         "norm", "mlp", "rotary", "value_residual", "nested", "summary")  # fmt: skip
 
 
 class Told:

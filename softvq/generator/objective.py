@@ -45,6 +45,11 @@ class Learning(nn.Module):
                     "alignment reads the blocks of a SiT or a DiT, and a "
                     f"{type(network).__name__} has none; set alignment.weight=0"
                 )
+            if network.config.nested:
+                raise UserError(
+                    "alignment reads states of all places, and a nested generator learns from "
+                    "fewer too; set model.nested=false or alignment.weight=0"
+                )
             with hidden_states(network, alignment.block):  # says if there is no such block
                 rows, columns = network.config.grid
             states = (rows * columns, network.config.width)
@@ -63,9 +68,11 @@ class Learning(nn.Module):
         return loss, self.head(states[0][:, : rows * columns])
 
     def loss(self, x0: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        """The family's, [B]. In evaluation mode no label is dropped."""
+        """The family's, [B]. In evaluation mode no label and no token is dropped."""
         config = self.net.config
-        config = config if self.training else replace(config, label_dropout=0.0)
+        if not self.training:
+            whole = {"nested": False} if isinstance(self.net, TokenTransformer) else {}
+            config = replace(config, label_dropout=0.0, **whole)
         return self.minimised(self.net, x0, y, config, self.time, rng)
 
 

@@ -21,6 +21,7 @@ from softvq.tokenizer.spectral import Spectrum, spectrum_order
 PATCH = 6  # pixels of the small picture's patches: 8 x 8 of them hold 64 tokens of 32 channels
 
 
+@lru_cache
 def picture_grid(tokens: int, channels: int) -> tuple[int, int]:
     """Rows and columns of patches that L tokens of C coefficients need."""
     side = math.ceil(Spectrum(tokens, channels).side / PATCH)
@@ -36,7 +37,9 @@ def amplitudes(tokens: int, channels: int) -> Tensor:
 
 
 class Picture(nn.Module):
-    """Spectral tokens [B, L, C] at their amplitudes <-> their picture [B, 3, H, W], cut in patches.
+    """Spectral tokens [B, k, C] at their amplitudes <-> their picture [B, 3, H, W], cut in patches.
+
+    The first k of L make the same picture in fewer pixels.
 
     What a network sees is the picture, and another in which fine structure counts for more, by the
     square root of its amplitude: 6 channels.
@@ -46,21 +49,22 @@ class Picture(nn.Module):
 
     def __init__(self, tokens: int, channels: int):
         super().__init__()
-        self.grid = picture_grid(tokens, channels)
         self.spectrum = Spectrum(tokens, channels)
         weight = amplitudes(tokens, channels).rsqrt().to(torch.get_default_device())
         self.register_buffer("weight", weight, persistent=False)
         self.spectrum.scale = torch.ones_like(self.spectrum.scale)
 
     def views(self, x: Tensor) -> Tensor:
-        """[B, L, C] -> [B, 6, H, W] in float32."""
-        height, width = (PATCH * cells for cells in self.grid)
-        views = [self.spectrum.inverse(y, height, width) for y in (x, x * self.weight)]
+        """[B, k, C] -> [B, 6, H, W] in float32."""
+        height, width = (PATCH * cells for cells in picture_grid(*x.shape[1:]))
+        seen = (x, x * self.weight[: x.shape[1]])
+        views = [self.spectrum.inverse(y, height, width) for y in seen]
         return torch.cat(views, dim=1)
 
-    def tokens(self, pictures: Tensor) -> Tensor:
-        """[B, 3 n, H, W] -> [B, L, n C] in float32."""
-        return torch.cat([self.spectrum(part) for part in pictures.split(3, dim=1)], dim=-1)
+    def tokens(self, pictures: Tensor, count: int | None = None) -> Tensor:
+        """[B, 3 n, H, W] -> [B, k, n C] in float32; ``count`` = k, by default L."""
+        parts = pictures.split(3, dim=1)
+        return torch.cat([self.spectrum(part, count) for part in parts], dim=-1)
 
 
 def to_patches(pictures: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from softvq.generator.picture import (
     Picture,
     Pyramid,
     from_patches,
+    picture_grid,
     to_patches,
 )
 from softvq.io import load_model, save_model
@@ -130,7 +131,7 @@ class PatchEmbedder(nn.Module):
 class TokenTransformer(nn.Module):
     """``network(x, t, y) -> prediction``, like x but of ``config.out_channels`` channels.
 
-    x  noisy latents [B, *config.latent_shape]
+    x  noisy latents [B, *config.latent_shape], or the first k of ``config.counts``
     t  times [B] as ``config.process.clock`` gives them
     y  labels [B], ``config.num_classes`` is the null class; None means the null class for all,
        and an unconditional model ignores y
@@ -176,6 +177,13 @@ class TokenTransformer(nn.Module):
         if angles is not None and config.summary:  # which stands nowhere: it is not turned
             angles = F.pad(angles, (0, 0, 0, config.summary))
         self.register_buffer("angles", angles, persistent=False)
+        self.count_embedder = nn.Embedding(len(config.counts), width) if config.nested else None
+        for count in config.counts[1:]:
+            if config.picture:  # in the places that it has in the whole picture
+                positions = sincos_2d(*picture_grid(count, config.channels), width, (rows, columns))
+            else:
+                positions = self.pos_embed[0, :count]
+            self.register_buffer(f"pos_embed_{count}", positions[None].clone(), persistent=False)
         self.blocks = nn.ModuleList(
             Block(config, config.value_residual and i > 0) for i in range(config.depth)
         )
@@ -200,6 +208,8 @@ class TokenTransformer(nn.Module):
         nn.init.zeros_(last.weight)
         if self.summary is not None:
             nn.init.zeros_(self.summary.final.linear.weight)
+        if self.count_embedder is not None:
+            nn.init.zeros_(self.count_embedder.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self._predict(x, self._condition(x, t, y))
@@ -208,21 +218,33 @@ class TokenTransformer(nn.Module):
         """What modulates every block: times and labels as vectors [B, D]."""
         if y is None or self.config.num_classes == 0:
             y = torch.full((x.shape[0],), self.config.num_classes, device=x.device)
-        return self.t_embedder(t) + self.y_embedder(y)
+        condition = self.t_embedder(t) + self.y_embedder(y)
+        if self.count_embedder is None:
+            return condition
+        which = self.config.counts.index(self._count(x))
+        return condition + self.count_embedder.weight[which]
+
+    def _count(self, x: Tensor) -> int:
+        """How many tokens x holds, without a summary. Raises ValueError for another shape."""
+        shape, summary = self.config.latent_shape, self.config.summary
+        first = x.shape[1] - summary in self.config.counts and x.shape[2:] == shape[1:]
+        if x.shape[1:] != shape and not first:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"expected latents [B, {expected}], got {list(x.shape)}")
+        return x.shape[1] - summary
 
     def _predict(self, x: Tensor, condition: Tensor) -> Tensor:
-        if x.shape[1:] != self.config.latent_shape:
-            expected = ", ".join(map(str, self.config.latent_shape))
-            raise ValueError(f"expected latents [B, {expected}], got {list(x.shape)}")
         maps: list[Tensor] = []
-        x, summary = x.tensor_split([self.config.tokens], dim=1) if self.summary else (x, x)
+        count = self._count(x)
+        positions = getattr(self, f"pos_embed_{count}", self.pos_embed)
+        x, summary = x.tensor_split([count], dim=1) if self.summary else (x, x)
         if self.picture is not None:
             x = self.picture.views(x)
             if self.pyramid is not None:
                 x, maps = self.pyramid.down(x, condition)
             else:
                 x = to_patches(x)
-        x = self.x_embedder(x) + self.pos_embed
+        x = self.x_embedder(x) + positions
         own = x.shape[1]
         if self.summary is not None:
             x = torch.cat([x, self.summary.embed(summary)], dim=1)
@@ -233,18 +255,19 @@ class TokenTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, condition, self.angles, first)
         x, summary = x[:, :own], x[:, own:]
-        drawn = self._tokens(self.final_layer(x, condition), maps, condition)
+        drawn = self._tokens(self.final_layer(x, condition), maps, condition, count)
         if self.summary is None:
             return drawn
         return torch.cat([drawn, self.summary.final(summary, condition).to(drawn)], dim=1)
 
-    def _tokens(self, x: Tensor, maps: list[Tensor], condition: Tensor) -> Tensor:
-        """The last layer's numbers as a prediction of the tokens."""
+    def _tokens(self, x: Tensor, maps: list[Tensor], condition: Tensor, count: int) -> Tensor:
+        """The last layer's numbers as a prediction of ``count`` tokens."""
         if self.picture is None:
             return self._map(x)
         if self.pyramid is not None:
-            return self.picture.tokens(self.pyramid.up(x, maps, condition))
-        return self.picture.tokens(from_patches(x, self.picture.grid))
+            return self.picture.tokens(self.pyramid.up(x, maps, condition), count)
+        grid = picture_grid(count, self.config.channels)
+        return self.picture.tokens(from_patches(x, grid), count)
 
     def _map(self, tokens: Tensor) -> Tensor:
         """Sequences as they are; with a patch, [B, N, p * p * channels] -> [B, channels, H, W]."""

@@ -20,6 +20,7 @@ from softvq.generator.config import HiddenAlignmentConfig
 from softvq.generator.families import GENERATORS
 from softvq.generator.flowmap import FlowMap, check_teacher
 from softvq.generator.objective import Frozen, Learning
+from softvq.generator.transformer import TokenTransformer
 from softvq.models import INDEX, model_folder, open_generator, open_tokenizer, read_classes
 from softvq.models import open_teacher as open_vision_model
 from softvq.options import BATCH
@@ -107,7 +108,8 @@ def make_model(
     if isinstance(net, FlowMap) and not isinstance(start, FlowMap | None):
         net.start_from(start)
     elif start is not None:
-        net.load_state_dict(start.state_dict())
+        grows = isinstance(net, TokenTransformer) and net.config.nested
+        net.load_state_dict(start.state_dict(), strict=not grows)
     if teacher is None:
         return Learning(net, recipe.time, loss=loss)
     features = (teacher.patches, teacher.width)
@@ -233,14 +235,17 @@ def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]
             )
         return None
     start = open_generator(recipe.init)
+    drafts = recipe.family != "flowmap" and getattr(recipe.model, "nested", False)
     for name, value in asdict(start.config).items():
         if hasattr(recipe.model, name) and name != "label_dropout":
             setattr(recipe.model, name, value)
+    if drafts:
+        recipe.model.nested = True  # type: ignore[attr-defined]
     config = recipe.config(tokenizer.config, len(classes))
     if taught or (recipe.family == "flowmap" and not isinstance(start, FlowMap)):
         check_teacher(start, config)
     else:
-        named = ("tokenizer", "label_dropout")
+        named = ("tokenizer", "label_dropout", "nested")  # any learns to draw the first alone
         own, wanted = (
             {k: v for k, v in asdict(some).items() if k not in named}
             for some in (start.config, config)
@@ -273,6 +278,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     tokenizer = open_tokenizer(recipe.tokenizer)
     if recipe.tokens is not None:
         tokenizer.check_tokens(recipe.tokens)
+    if getattr(recipe.model, "nested", False):
+        tokenizer.check_tokens(1)  # of one that keeps any first tokens
     teacher = open_teacher(recipe.alignment)
     with torch.device("meta"):  # what does not fit is said before hours of encoding
         make_model(recipe, tokenizer.config, 0, teacher)
