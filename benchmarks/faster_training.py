@@ -2,12 +2,12 @@
 
     python benchmarks/faster_training.py --data FOLDER --out DIR [--images 8000] [--seeds 3]
 
-A small network of today's kind (recipe ``nested-generator``, 192 wide, no convolutions) learns the shipped
-tokenizer's tokens of --data: as it is, for --images and for twice as many, and with each of WAYS
-for --images. ``--count`` pictures are drawn, evenly over the classes, with a SiT's own defaults;
-Frechet distance on the eye to all photos of --data. The table has means over the seeds, ranges, and
-training images a second of the processor that it ran on, of which pairs say the most. A way that
-needs half of the images reaches the second row.
+A small network of today's kind (recipe ``nested-generator``, 192 wide, no convolutions) learns the
+shipped tokenizer's tokens of --data: as it is, for --images and for twice as many, and with each of
+WAYS for --images. ``--count`` pictures are drawn, evenly over the classes, with a SiT's own
+defaults; Frechet distance on the eye to all photos of --data. The table has means over the seeds,
+ranges, and training images a second of the processor that it ran on, of which pairs say the most. A
+way that needs half of the images reaches the second row.
 
 Tokens, teacher and summaries are computed once. A run that was stopped goes on.
 """
