@@ -733,9 +733,9 @@ def _budget(asked: options.OfBudget, tokenizer: "Tokenizer") -> "Budget":
         budget = Target("psnr", asked.psnr) if asked.psnr else Target("eye", asked.eye or 0.0)
     check_budget(tokenizer, budget)
     if asked.predict and isinstance(budget, Target):
-        from softvq.models import model_folder, part
+        from softvq.models import tokenizer_folder
 
-        folder = part(model_folder(asked.tokenizer), "tokenizer")
+        folder = tokenizer_folder(asked.tokenizer)
         budget = Predicted(budget, Predictor.load(folder, tokenizer))
     return budget
 

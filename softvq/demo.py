@@ -19,6 +19,7 @@ from softvq.coding import BATCH, decode_all, encode_all, reconstruct_all
 from softvq.data import BUILTIN, Store, open_store
 from softvq.evaluate.cost import Cost, Throughput, generator_cost, throughput, tokenizer_cost
 from softvq.evaluate.pixels import psnr_per_image, ssim_per_image
+from softvq.generator.families import family_of
 from softvq.models import model_folder
 from softvq.outputs import Output, claimed
 from softvq.pipeline import Pipeline
@@ -32,7 +33,6 @@ from softvq.train.tokenizer import TRIAL, train_tokenizer, training_speed
 
 REPORT = "report.html"
 SAMPLES = 2  # pictures per class
-STEPS = 20
 GUIDANCE = 2.0
 STRIPS = 2  # pictures shown from more and more tokens
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
@@ -71,7 +71,7 @@ def _run(held: Output, minutes: float, model: str) -> bool:
     originals, before = measure(pipeline.tokenizer, held_out)
     print(f"generating {SAMPLES} pictures of each of {len(pipeline.classes)} classes")
     labels = [name for name in pipeline.classes for _ in range(SAMPLES)]
-    samples = pipeline(labels, steps=STEPS, guidance=GUIDANCE, seed=0)
+    samples = pipeline(labels, guidance=GUIDANCE, seed=0)
 
     folder = out / "fine-tune"
     recipe = fine_tuning_recipe(folder, model_folder(model), minutes)
@@ -96,7 +96,7 @@ def _run(held: Output, minutes: float, model: str) -> bool:
             sample_section(pipeline, samples),
             training_section(folder, before, after),
             compression_section(pipeline),
-            cost_section(costs, speeds),
+            cost_section(usual_steps(pipeline), costs, speeds),
             limits_section(),
         ],
         footer=f"Written by softvq {__version__} (softvq demo). The file fetches nothing.",
@@ -161,7 +161,8 @@ def measure_cost(
     """Operations of one image and images per second, of encode, decode and generate."""
     tokenizer = pipeline.tokenizer
     parts = tokenizer_cost(tokenizer.config)
-    drawing = generator_cost(pipeline.generator.config, STEPS, GUIDANCE)["image"]
+    steps = usual_steps(pipeline)
+    drawing = generator_cost(pipeline.generator.config, steps, GUIDANCE)["image"]
     costs = {
         "encode": add(parts["encoder"], parts["bottleneck"]),
         "decode": parts["decoder"],
@@ -176,9 +177,15 @@ def measure_cost(
             "encode": throughput(lambda: tokenizer.encode(pixels), batch, seconds=2),
             "decode": throughput(lambda: tokenizer.decode(latents), batch, seconds=2),
         }
-    draw = partial(pipeline, labels, steps=STEPS, guidance=GUIDANCE)
+    draw = partial(pipeline, labels, steps=steps, guidance=GUIDANCE)
     speeds["generate"] = throughput(draw, DRAWN, seconds=2)
     return costs, speeds
+
+
+def usual_steps(pipeline: Pipeline) -> int:
+    """Of its generator's family."""
+    steps: int = family_of(pipeline.generator).options["steps"]
+    return steps
 
 
 def add(a: Cost, b: Cost) -> Cost:
@@ -282,8 +289,8 @@ def sample_section(pipeline: Pipeline, samples: list[Image.Image]) -> Section:
         "New pictures, class by class",
         [
             "Drawn from noise by the generator and decoded by the shipped tokenizer: the first "
-            f"{SAMPLES} of each class, not selected. DPM-Solver++, {STEPS} steps, "
-            f"classifier-free guidance {GUIDANCE:g}, seed 0."
+            f"{SAMPLES} of each class, not selected. {usual_steps(pipeline)} steps, guidance "
+            f"{GUIDANCE:g}, seed 0."
         ],
         tiles=tiles,
     )
@@ -385,7 +392,7 @@ def compression_section(pipeline: Pipeline) -> Section:
     )
 
 
-def cost_section(costs: dict[str, Cost], speeds: dict[str, Throughput]) -> Section:
+def cost_section(steps: int, costs: dict[str, Cost], speeds: dict[str, Throughput]) -> Section:
     machine = (
         f"{os.cpu_count()} CPU cores ({platform.machine()}, PyTorch threads: "
         f"{torch.get_num_threads()}), PyTorch {torch.__version__}, Python "
@@ -407,10 +414,10 @@ def cost_section(costs: dict[str, Cost], speeds: dict[str, Throughput]) -> Secti
                     ]
                     for name, cost in costs.items()
                 ],
-                f"On {machine}. Encode and decode: float32, batches of {BATCH}. Generate: float64, "
-                f"batches of {DRAWN}, {STEPS} steps with guidance, which makes {2 * STEPS} "
-                "network evaluations, and decoding. One MAC, a multiply-add, is two FLOPs. "
-                "Images/s: median of repeated calls, and the range of their middle half.",
+                f"On {machine}. Encode and decode: batches of {BATCH}. Generate: float32, batches "
+                f"of {DRAWN}, {steps} steps with guidance, and decoding. One MAC, a multiply-add, "
+                "is two FLOPs. Images/s: median of repeated calls, and the range of their middle "
+                "half.",
             )
         ],
     )

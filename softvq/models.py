@@ -1,6 +1,6 @@
 """The one door for models: what lies in a directory or behind a name; open, describe, translate.
 
-A name is a directory, ``"shipped"`` for the model in the package, or with ``download`` a repository
+A name is a directory, one of SHIPPED for a model in the package, or with ``download`` a repository
 ORGANISATION/NAME of the Hugging Face hub. ``LAYOUTS`` is the table of what is known: a new layout
 is one entry, and nothing else in softvq asks how a model lies on the disk.
 """
@@ -31,10 +31,13 @@ __all__ = [
     "DiffusersTokenizer", "Parts", "Teacher", "describe", "export_model", "find", "import_model",
     "initialise_encoder", "model_folder", "open_generator", "open_parts", "open_probe",
     "open_teacher", "open_tokenizer", "read_shape", "recognise",
-    "tokenizer_beside",
+    "tokenizer_beside", "tokenizer_folder",
 ]  # fmt: skip
 
 INDEX = "model_index.json"  # beside tokenizer/ and generator/ in a pipeline
+# Pipelines in the package by name, and their folders. They have one tokenizer: the generator of few
+# steps, and the one of many steps that it was made of and that new ones can be made of.
+SHIPPED = {"shipped": "", "shipped-many-step": "many-step"}
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,18 @@ NOT_GIVEN = {"num_heads": "num_heads is", "size": "its image size is"}
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder that a name means; ``"shipped"`` is inside the package. It may not exist."""
-    if name != "shipped":
+    """The folder that a name means; those of SHIPPED are inside the package. It may not exist."""
+    if name not in SHIPPED:
         return Path(name)
-    folder = Path(str(files("softvq") / "shipped"))
+    folder = Path(str(files("softvq") / "shipped" / SHIPPED[str(name)]))
     if not folder.is_dir():
         raise UserError("this installation of softvq has no shipped model; give a directory")
     return folder
+
+
+def tokenizer_folder(name: str | Path, download: bool = False) -> Path:
+    """Where the tokenizer behind a name lies. Raises UserError where there is no such folder."""
+    return part(find("shipped" if name in SHIPPED else name, download), "tokenizer")
 
 
 def find(name: str | Path, download: bool = False) -> Path:
@@ -163,7 +171,9 @@ def part(folder: Path, kind: str) -> Path:
 
 def tokenizer_beside(name: str | Path | None) -> str | None:
     """The name again, if it is that of a pipeline, whose tokenizer opens by it."""
-    if name is None or not any((model_folder(name) / p).is_dir() for p in PARTS["tokenizer"]):
+    if name is None or not (
+        name in SHIPPED or any((model_folder(name) / p).is_dir() for p in PARTS["tokenizer"])
+    ):
         return None
     return str(name)
 
@@ -211,7 +221,7 @@ def open_tokenizer(
     None takes those of the timm models it names. ``download``: fetch ORGANISATION/NAME from the
     Hugging Face hub if there is no such directory. Raises UserError.
     """
-    folder = part(find(name, download), "tokenizer")
+    folder = tokenizer_folder(name, download)
     asked = Asked(num_heads, size)
     found: Tokenizer = layout_of(folder, "tokenizer", asked).open(folder, asked)
     return found
@@ -242,7 +252,8 @@ def read_shape(name: str | Path, kind: str, size: tuple[int, int] | None = None)
 
     An autoencoder of diffusers is given itself, a :class:`DiffusersTokenizer`. Raises UserError.
     """
-    folder = part(model_folder(name), kind)
+    here = "shipped" if kind == "tokenizer" and name in SHIPPED else name
+    folder = part(model_folder(here), kind)
     asked = Asked(size=size)
     return layout_of(folder, kind, asked).shape(folder, asked)
 
@@ -282,7 +293,7 @@ def open_parts(
             f"{folder}: no {INDEX} there; give the directory of a tokenizer and a generator, "
             "as `softvq train generator` writes it"
         )
-    tokens = open_tokenizer(tokenizer or folder)
+    tokens = open_tokenizer(tokenizer or directory or folder)
     return Parts(tokens, network, names if classes is None else list(classes))
 
 
@@ -434,9 +445,8 @@ def describe(name: str | Path) -> Description:
     """
     folder = find(name)
     if (folder / INDEX).is_file() and (folder / "generator").is_dir():
-        inside = tuple(
-            replace(describe(folder / part), directory=part) for part in ("tokenizer", "generator")
-        )
+        folders = {"tokenizer": tokenizer_folder(name), "generator": folder / "generator"}
+        inside = tuple(replace(describe(place), directory=part) for part, place in folders.items())
         return Description(
             str(folder),
             "pipeline",

@@ -606,8 +606,9 @@ class Cost(Long):
     """Encode and decode the first so many tokens, of a nested tokenizer; by default all."""
     generator: Folder | None = None
     """Recipe or directory of a generator for tokenizers given alone; by default SiT-XL/1."""
-    steps: Count = 50
-    """Sampling steps; a MAR makes at most one for each token."""
+    steps: Count | None = None
+    """Sampling steps: by default 50, of a few-step generator 4; a MAR makes at most one for each
+    token."""
     guidance: Number = 1.5
     """Guidance scale; 1 is none."""
     measure: bool = False

@@ -23,7 +23,7 @@ from softvq.evaluate.cost import (
 from softvq.evaluate.cost_table import table
 from softvq.evaluate.figures import Prices, figures, per_million
 from softvq.evaluate.systems import dit_xl_2, open_system
-from softvq.generator.config import MARConfig, SiTConfig
+from softvq.generator.config import FlowMapConfig, MARConfig, SiTConfig
 from softvq.generator.mar import MAR, known_counts
 from softvq.layers import Attention
 from softvq.models import model_folder
@@ -277,3 +277,13 @@ def test_command_measures_and_prices(capsys, monkeypatch):
         assert price["money"] == pytest.approx(2e6 / rate["median"] / 3600)
         assert price["kwh"] == pytest.approx(1e5 / rate["median"] / 3600)
     assert column["currency"] == "JPY"
+
+
+def test_a_few_step_generator_costs_one_evaluation_a_step_guided_or_not():
+    few = FlowMapConfig(8, 16, 4, width=32, depth=2, heads=2)
+    one = generator_cost(few, steps=1, guidance=1.0)["network"].flops
+    usual, guided = (generator_cost(few, None, guidance)["image"].flops for guidance in (1.0, 3.0))
+    assert usual == guided == 4 * one
+    many = SiTConfig(8, 16, 4, width=32, depth=2, heads=2)
+    one = generator_cost(many, steps=1, guidance=1.0)["network"].flops
+    assert generator_cost(many, None, 3.0)["image"].flops == 100 * one

@@ -1,11 +1,11 @@
 """Put finished runs into the package, in float16: what "shipped" stands for everywhere.
 
-    python tools/ship.py GENERATOR_RUN TOKENIZER_RUN PROBE_RUN [--sharpened RUN ..] \
+    python tools/ship.py FEW_STEP_RUN GENERATOR_RUN TOKENIZER_RUN PROBE_RUN [--sharpened RUN ..] \
         [--first RUN]
 
 Each part takes its weights, its recipe and its whole log along; of the photos' folder the recipe
 keeps the name alone. The tokenizer's weights are those of the last run that sharpened its decoder;
---first is the run that the generator started from.
+--first is the run that the generator of many steps started from, of which that of few was made.
 """
 
 import argparse
@@ -25,20 +25,23 @@ SHIPPED = Path(__file__).parent.parent / "softvq" / "shipped"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("generator", "tokenizer", "probe"):
+    for name in ("few_step", "generator", "tokenizer", "probe"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--sharpened", type=Path, nargs="*", default=[])
     parser.add_argument("--first", type=Path)
     args = parser.parse_args()
     tokenizer = open_tokenizer([args.tokenizer, *args.sharpened][-1])
-    drawing = Pipeline.from_pretrained(args.generator)
-    Pipeline(tokenizer, drawing.generator, drawing.classes).save_pretrained(SHIPPED, half=True)
+    for run, folder in ((args.generator, SHIPPED / "many-step"), (args.few_step, SHIPPED)):
+        drawing = Pipeline.from_pretrained(run)
+        Pipeline(tokenizer, drawing.generator, drawing.classes).save_pretrained(folder, half=True)
+    shutil.rmtree(SHIPPED / "many-step" / "tokenizer")  # the same for both
     Probe.from_pretrained(args.probe).save_pretrained(SHIPPED / "probe", half=True)
     take(args.tokenizer, TokenizerRecipe, "tokenizer")
-    take(args.generator, GeneratorRecipe, "generator")
+    take(args.few_step, GeneratorRecipe, "generator")
+    take(args.generator, GeneratorRecipe, "many-step/generator")
     take(args.probe, ProbeRecipe, "probe")
     if args.first:
-        take(args.first, GeneratorRecipe, "generator/first")
+        take(args.first, GeneratorRecipe, "many-step/generator/first")
     for number, run in enumerate(args.sharpened, 1):
         take(run, TokenizerRecipe, f"tokenizer/sharpened-{number}")
     if (args.tokenizer / PREDICTOR).is_file():
@@ -54,7 +57,8 @@ def take(run: Path, kind: Any, part: str) -> None:
     if isinstance(recipe, GeneratorRecipe):
         recipe.tokenizer = "shipped"
     if isinstance(recipe, GeneratorRecipe | TokenizerRecipe) and recipe.init:
-        recipe.init = Path(recipe.init).name
+        few = isinstance(recipe, GeneratorRecipe) and recipe.family == "flowmap"
+        recipe.init = "shipped-many-step" if few else Path(recipe.init).name
     (SHIPPED / part).mkdir(exist_ok=True)
     write_atomically(SHIPPED / part / "recipe.yaml", recipe_yaml(recipe))
     shutil.copyfile(run / "metrics.jsonl", SHIPPED / part / "metrics.jsonl")

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from softvq.generator.config import MARConfig, TransformerConfig
+from softvq.generator.config import FlowMapConfig, MARConfig, TransformerConfig
 from softvq.generator.families import GENERATORS
 from softvq.generator.mar import MAR, known_counts
 from softvq.tokenizer import Tokenizer, TokenizerConfig
@@ -32,6 +32,7 @@ GeneratorConfig = TransformerConfig | MARConfig
 NETWORKS: dict[type, type[nn.Module]] = {
     family.config: family.network for family in GENERATORS.values()
 }
+USUAL, USUAL_FEW = 50, 4  # sampling steps, of generators of many and of few
 HIDDEN = 0.87  # of the tokens, on average, in a training step of MAR: see ``mar.draw_hidden``
 
 
@@ -184,24 +185,29 @@ def tokenizer_cost(
     }
 
 
-def sampling_steps(config: GeneratorConfig, steps: int) -> int:
-    """How many of ``steps`` a generator can make: a MAR draws a token or more in each."""
+def sampling_steps(config: GeneratorConfig, steps: int | None) -> int:
+    """How many of ``steps`` a generator can make: a MAR draws a token or more in each. None is
+    usual."""
+    if steps is None:
+        steps = USUAL_FEW if isinstance(config, FlowMapConfig) else USUAL
     return min(steps, config.tokens) if isinstance(config, MARConfig) else steps
 
 
 def generator_cost(
-    config: GeneratorConfig, steps: int, guidance: float, head_steps: int = 25
+    config: GeneratorConfig, steps: int | None, guidance: float, head_steps: int = 25
 ) -> dict[str, Cost]:
     """Cost of one ``network`` evaluation and of one ``image``: all of them, without the decoder.
 
     Euler's method makes one evaluation per step, two with guidance (a scale other than 1) on all
-    of the time interval. Heun's makes 2 steps - 1. For MAR a step is an iteration, at most one for
+    of the time interval; a few-step generator is told its guidance, and makes one. Heun's makes
+    2 steps - 1. For MAR a step is an iteration, at most one for
     each token, and an evaluation an iteration on average: encoder and decoder once, and the head
     ``head_steps`` times for each token that is drawn.
     """
-    copies = 1 if guidance == 1 else 2
+    steps = sampling_steps(config, steps)
+    copies = 1 if guidance == 1 or isinstance(config, FlowMapConfig) else 2
     if isinstance(config, MARConfig):
-        known = known_counts(config.tokens, sampling_steps(config, steps))
+        known = known_counts(config.tokens, steps)
         image = _mar_image(config, known, head_steps, copies)
         share = copies * (len(known) - 1)
         network = replace(image, flops=image.flops // share, macs=image.macs // share)

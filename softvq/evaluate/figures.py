@@ -36,13 +36,13 @@ class Prices(NamedTuple):
     currency: str = "EUR"
 
 
-def figures(system: System, steps: int, guidance: float) -> dict[str, Any]:
+def figures(system: System, steps: int | None, guidance: float) -> dict[str, Any]:
     """Everything that is counted, for one image: see :mod:`softvq.evaluate.cost`.
 
     ``parts``: encoder, bottleneck, decoder, network (one evaluation), image (all evaluations and
     the decoder): parameters, flops, macs. ``training``: flops of a step, bytes of activations;
     without the losses' own networks, and with a generator's tokens cached. ``steps``: as many of
-    those asked for as the generator can make.
+    those asked for as the generator can make; None for what is usual.
     """
     shape, generator = system.shape, system.generator
     coding = tokenizer_cost(system.tokenizer, system.tokens)
@@ -78,7 +78,7 @@ def figures(system: System, steps: int, guidance: float) -> dict[str, Any]:
 
 
 def measure(
-    system: System, batch: int, steps: int, guidance: float, device: str
+    system: System, batch: int, steps: int | None, guidance: float, device: str
 ) -> dict[str, Throughput]:
     """Images per second on this machine: encode, decode, generate, train_tokenizer and _generator.
 

@@ -121,7 +121,7 @@ def _open(name: str, size: tuple[int, int] | None) -> Any:
     """A tokenizer's config (or a DiffusersTokenizer), a generator's, both, a generator's recipe."""
     folder = models.model_folder(name)
     if folder.is_dir():
-        return _shapes(folder, size)
+        return _shapes(name, folder, size)
     if name not in shipped_recipes() and not folder.is_file():
         known = ", ".join([*shipped_recipes(), *BASELINES])
         raise UserError(f"{name}: no such recipe or directory; there are {known}")
@@ -131,9 +131,9 @@ def _open(name: str, size: tuple[int, int] | None) -> Any:
     return recipe.model if isinstance(recipe, TokenizerRecipe) else recipe
 
 
-def _shapes(folder: Path, size: tuple[int, int] | None) -> Any:
+def _shapes(name: str, folder: Path, size: tuple[int, int] | None) -> Any:
     if (folder / models.INDEX).is_file() and (folder / "generator").is_dir():
-        return models.read_shape(folder, "tokenizer"), models.read_shape(folder, "generator")
+        return models.read_shape(name, "tokenizer"), models.read_shape(name, "generator")
     inside = models.part(folder, "tokenizer")
     layout = models.recognise(inside)
     if layout is not None and layout.kind == "generator":

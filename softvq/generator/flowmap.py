@@ -125,6 +125,12 @@ class FlowMap(TokenTransformer):
 def check_teacher(teacher: Any, config: TransformerConfig) -> None:
     """Raises UserError if a generator is no SiT of velocities on straight lines of this shape."""
     own = teacher.config
+    if isinstance(own, FlowMapConfig):
+        raise UserError(
+            "few-step generators start from a SiT that predicts velocities on straight lines, and "
+            "--init is a few-step generator already; give the SiT that it was made of, for "
+            "'shipped' shipped-many-step"
+        )
     if not isinstance(own, SiTConfig) or (own.interpolant, own.target) != ("linear", "v"):
         raise UserError(
             "few-step generators start from a SiT that predicts velocities on straight lines "
