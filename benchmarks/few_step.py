@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of photos, in a folder per class")
     parser.add_argument("--out", required=True, help="directory for the runs")
-    parser.add_argument("--init", default="shipped", help="the many-step generator")
+    parser.add_argument("--init", default="shipped-many-step", help="the many-step generator")
     parser.add_argument("--count", type=int, default=2000, help="pictures drawn by each")
     parser.add_argument("--seeds", type=int, default=3, help="of the noise")
     parser.add_argument("--rules", default="step", help="of few_step.rule, with commas")

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="default: as is usual in the family")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--grid", help="PNG of generated pictures over their nearest photos")
     args = parser.parse_args()
@@ -51,7 +51,8 @@ def main() -> None:
         originals, rebuilt = reconstruct_all(pipeline.tokenizer, held_out)
         known, asked = np.array(train.labels), np.array(held_out.labels)
     labels = np.repeat(np.arange(len(pipeline.classes)), args.per_class)
-    drawn = pipeline(labels.tolist(), guidance=args.guidance, steps=args.steps)
+    options = {"steps": args.steps} if args.steps else {}
+    drawn = pipeline(labels.tolist(), guidance=args.guidance, **options)
     generated = np.stack([np.asarray(picture) for picture in drawn])
     seen = unit(eye_features(eye, photos))
     probe = linear_probe(seen, known, c=100.0)

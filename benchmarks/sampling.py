@@ -212,7 +212,7 @@ def race(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="shipped", help="directory of a pipeline")
+    parser.add_argument("--model", default="shipped-many-step", help="directory of a pipeline")
     parser.add_argument("--data", help="folder of photos to measure against")
     parser.add_argument("--out", help="directory for the figures")
     parser.add_argument("--count", type=int, default=2000, help="pictures of each arm")

@@ -259,8 +259,8 @@ class OfModel:
     """Of a command that draws pictures."""
 
     model: Folder = "shipped"
-    """Directory that `softvq train generator` wrote, or 'shipped'; with --tokenizer that of a
-    generator alone, as `softvq import` writes it."""
+    """Directory that `softvq train generator` wrote, 'shipped', which draws in few steps, or
+    'shipped-many-step'; with --tokenizer that of a generator alone, as `softvq import` writes it."""
     tokenizer: Folder | None = None
     """Directory of the tokenizer that decodes what a generator alone draws."""
 
@@ -270,7 +270,7 @@ class OfSampling:
     """How pictures are drawn. What is not given is as the generator does it by itself."""
 
     steps: Count | None = None
-    """Sampling steps."""
+    """Sampling steps: by default 20, of a few-step generator 4, of a MAR as many as tokens."""
     guidance: Number | None = None
     """Guidance scale; 1 is none."""
     interval: Interval | None = None
@@ -373,8 +373,8 @@ class TrainGenerator(Training):
     tokenizer: Folder | None = None
     """Directory of a trained tokenizer, or 'shipped'; by default --init's, or the recipe's."""
     init: Folder | None = None
-    """Directory of a generator to start from, or 'shipped': with --recipe few-step the SiT that
-    becomes one of few steps."""
+    """Directory of a generator to start from, or 'shipped-many-step': with --recipe few-step the
+    SiT that becomes one of few steps."""
 
 
 @dataclass(kw_only=True)
