@@ -260,7 +260,8 @@ class OfModel:
 
     model: Folder = "shipped"
     """Directory that `softvq train generator` wrote, 'shipped', which draws in few steps, or
-    'shipped-many-step'; with --tokenizer that of a generator alone, as `softvq import` writes it."""
+    'shipped-many-step'; with --tokenizer that of a generator alone, as `softvq import` writes
+    it."""
     tokenizer: Folder | None = None
     """Directory of the tokenizer that decodes what a generator alone draws."""
 
