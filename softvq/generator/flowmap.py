@@ -59,20 +59,29 @@ class SelfGuidance:
         return torch.where((self.low <= t) & (t <= self.high), self.scale, 1.0)
 
 
-class SettingEmbedder(nn.Module):
-    """Numbers [B, 4] in 0..1 -> conditioning vectors [B, width]; zero at first."""
+STEEP = 12.0
 
-    frequencies = 64  # of each number; none above 1, as steep codes make steep derivatives
+
+class SettingEmbedder(nn.Module):
+    """Span and guidance as numbers [B, 4] in 0..1 -> conditioning vectors [B, width]; zero at first.
+
+    The span's code has no frequency above 1, as steep codes make steep derivatives. Those of guidance
+    have, up to STEEP, as no derivative is taken of it: flat codes that differ by little between scales
+    leave so little to learn from that the network draws alike at all of them.
+    """
+
+    frequencies = 64  # of each number
 
     def __init__(self, width: int):
         super().__init__()
         first, last = nn.Linear(4 * self.frequencies, width), nn.Linear(width, width)
-        nn.init.normal_(first.weight, std=0.02)
+        nn.init.normal_(first.weight, std=0.05)
         for zero in (first.bias, last.weight, last.bias):
             nn.init.zeros_(zero)
         self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, numbers: Tensor) -> Tensor:
+        numbers = numbers * numbers.new_tensor([1.0, STEEP, STEEP, STEEP])
         code = timestep_embedding(numbers.flatten(), self.frequencies)
         code = code.unflatten(0, numbers.shape).flatten(1)
         return self.mlp(code.to(next(self.mlp.parameters()).dtype))
