@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softvq.errors import UserError
@@ -58,16 +59,24 @@ class SelfGuidance:
         """The scale that acts at times t: 1 outside the interval."""
         return torch.where((self.low <= t) & (t <= self.high), self.scale, 1.0)
 
+    def push(self, t: Tensor, s: Tensor) -> Tensor:
+        """How much of the way from t to s <= t is guided, times 1 - 1 / scale: 0..1, [B]."""
+        span = t - s
+        inside = torch.minimum(t, self.high) - torch.maximum(s, self.low)
+        here = (self.low <= t) & (t <= self.high)
+        share = torch.where(span > 1e-4, inside.clamp(min=0) / span.clamp(min=1e-4), here.to(t))
+        return (1 - 1 / self.scale) * share
+
 
 STEEP = 12.0
 
 
 class SettingEmbedder(nn.Module):
-    """Span and guidance as numbers [B, 4] in 0..1 -> conditioning vectors [B, width]; zero at first.
+    """Span and guidance as numbers [B, 4] in 0..1 -> conditioning vectors [B, width]; 0 at first.
 
-    The span's code has no frequency above 1, as steep codes make steep derivatives. Those of guidance
-    have, up to STEEP, as no derivative is taken of it: flat codes that differ by little between scales
-    leave so little to learn from that the network draws alike at all of them.
+    The span's code has no frequency above 1, as steep codes make steep derivatives. Those of
+    guidance have, up to STEEP, as no derivative is taken of it, and flat codes, which differ by
+    little between scales, leave little to learn from.
     """
 
     frequencies = 64  # of each number
@@ -103,6 +112,9 @@ class FlowMap(TokenTransformer):
     def __init__(self, config: FlowMapConfig):
         super().__init__(config)
         self.setting_embedder = SettingEmbedder(config.width)
+        # Guidance moves pictures of each class another way: what is added alike to all does not.
+        self.label_push = nn.Linear(config.width, config.width, bias=False)
+        nn.init.zeros_(self.label_push.weight)
 
     def forward(
         self,
@@ -119,6 +131,10 @@ class FlowMap(TokenTransformer):
         high = torch.where(told.scale == 1, 1.0, told.high)
         numbers = (span, 1 - 1 / told.scale, low, high)
         setting = self.setting_embedder(torch.stack([z.to(span) for z in numbers], dim=1))
+        if y is not None and self.config.num_classes:
+            push = told.push(t, t - span).to(setting)
+            label = F.layer_norm(self.y_embedder(y), (self.config.width,))
+            setting = setting + push[:, None] * self.label_push(label)
         return self._predict(x, self._condition(x, t, y) + setting)
 
     def start_from(self, teacher: SiT) -> None:
