@@ -13,7 +13,9 @@ from softvq.data import fixed_batches, open_store
 from softvq.evaluate.baselines import thumbnail
 from softvq.evaluate.pixels import psnr
 from softvq.fingerprint import fingerprint
-from softvq.generator.flowmap import FlowMap
+from softvq.generator.flowmap import FlowMap, Told
+from softvq.generator.guidance import Guided
+from softvq.generator.sampler import NoiseStreams
 from softvq.generator.transformer import SiT
 from softvq.models import model_folder, open_tokenizer
 from softvq.pipeline import Pipeline
@@ -95,6 +97,19 @@ def test_few_evaluations_draw_what_many_do(pipeline):
     assert apart[0] < 0.5 * (others - wanted).abs().mean()
     usual = pipeline.generate_latents(labels, seed=0)
     assert torch.equal(usual, pipeline.generate_latents(labels, seed=0, steps=4))
+
+
+def test_guidance_leads_where_it_leads_the_one_of_many_steps(pipeline):
+    """Of what guidance adds to the velocity a part was learned, and little else."""
+    many, few = Pipeline.from_pretrained("shipped-many-step").generator, pipeline.generator
+    y = torch.arange(13)
+    x = NoiseStreams(0, range(13)).draw(64, 32)
+    t = torch.full((13,), 1.0)
+    with torch.no_grad():
+        wanted = Guided(many, 4.0)(x, t, y) - many(x, t, y)
+        found = Told(few, 4.0)(x, t, y) - Told(few)(x, t, y)
+    assert (found * wanted).sum() > 0.25 * wanted.square().sum()
+    assert (found - wanted).square().mean() < 0.8 * wanted.square().mean()
 
 
 def test_the_one_of_many_steps_is_known_by_name(capsys, tmp_path):
