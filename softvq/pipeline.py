@@ -275,4 +275,4 @@ class Pipeline:
         return cls(parts.tokenizer, parts.generator, parts.classes)
 
 
-BLOCK = 256  # tokens at least that a network on a CPU sees at a time: fewer take longer each
+BLOCK = 512  # tokens at least that a network on a CPU sees at a time: fewer take longer each
