@@ -33,6 +33,7 @@ from softvq.train.tokenizer import TRIAL, train_tokenizer, training_speed
 
 REPORT = "report.html"
 SAMPLES = 2  # pictures per class
+STEPS: int | None = None  # of sampling; None for as many as is usual in the generator's family
 GUIDANCE = 2.0
 STRIPS = 2  # pictures shown from more and more tokens
 DRAWN = 8  # images generated at a time in the speed measurement, which is slow
@@ -71,7 +72,7 @@ def _run(held: Output, minutes: float, model: str) -> bool:
     originals, before = measure(pipeline.tokenizer, held_out)
     print(f"generating {SAMPLES} pictures of each of {len(pipeline.classes)} classes")
     labels = [name for name in pipeline.classes for _ in range(SAMPLES)]
-    samples = pipeline(labels, guidance=GUIDANCE, seed=0)
+    samples = pipeline(labels, steps=sampling_steps(pipeline), guidance=GUIDANCE, seed=0)
 
     folder = out / "fine-tune"
     recipe = fine_tuning_recipe(folder, model_folder(model), minutes)
@@ -96,7 +97,7 @@ def _run(held: Output, minutes: float, model: str) -> bool:
             sample_section(pipeline, samples),
             training_section(folder, before, after),
             compression_section(pipeline),
-            cost_section(usual_steps(pipeline), costs, speeds),
+            cost_section(sampling_steps(pipeline), costs, speeds),
             limits_section(),
         ],
         footer=f"Written by softvq {__version__} (softvq demo). The file fetches nothing.",
@@ -161,7 +162,7 @@ def measure_cost(
     """Operations of one image and images per second, of encode, decode and generate."""
     tokenizer = pipeline.tokenizer
     parts = tokenizer_cost(tokenizer.config)
-    steps = usual_steps(pipeline)
+    steps = sampling_steps(pipeline)
     drawing = generator_cost(pipeline.generator.config, steps, GUIDANCE)["image"]
     costs = {
         "encode": add(parts["encoder"], parts["bottleneck"]),
@@ -182,9 +183,10 @@ def measure_cost(
     return costs, speeds
 
 
-def usual_steps(pipeline: Pipeline) -> int:
-    """Of its generator's family."""
-    steps: int = family_of(pipeline.generator).options["steps"]
+def sampling_steps(pipeline: Pipeline) -> int:
+    """That a generator draws in here."""
+    network = pipeline.generator
+    steps: int = STEPS or family_of(network).options["steps"] or network.config.tokens
     return steps
 
 
@@ -289,7 +291,7 @@ def sample_section(pipeline: Pipeline, samples: list[Image.Image]) -> Section:
         "New pictures, class by class",
         [
             "Drawn from noise by the generator and decoded by the shipped tokenizer: the first "
-            f"{SAMPLES} of each class, not selected. {usual_steps(pipeline)} steps, guidance "
+            f"{SAMPLES} of each class, not selected. {sampling_steps(pipeline)} steps, guidance "
             f"{GUIDANCE:g}, seed 0."
         ],
         tiles=tiles,

@@ -92,13 +92,11 @@ def arranged(x: Tensor, config: TransformerConfig) -> Tensor:
 
 def from_net(x: Tensor, config: TransformerConfig) -> Tensor:
     """The inverse of :func:`to_net`, without a summary."""
+    if config.patch is not None:
+        return x.flatten(2).transpose(1, 2)
     if config.picture:
         x = x / _amplitudes(x, config)
-    return (
-        x[:, : x.shape[1] - config.summary]
-        if config.patch is None
-        else x.flatten(2).transpose(1, 2)
-    )
+    return x[:, : x.shape[1] - config.summary]
 
 
 def transformer_loss(

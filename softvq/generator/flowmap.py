@@ -68,7 +68,7 @@ class SelfGuidance:
         return (1 - 1 / self.scale) * share
 
 
-STEEP = 12.0
+STEEP = 12.0  # the highest frequency of guidance's codes
 
 
 class SettingEmbedder(nn.Module):
