@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_step import photos_seen
+from generators import measures
 from torch import Tensor
 
 from softvq.coding import encode_all
 from softvq.data import open_store
-from softvq.evaluate.features import FeatureSet, frechet_distances, set_measures
+from softvq.evaluate.features import FeatureSet
 from softvq.evaluate.pixels import psnr
 from softvq.pipeline import Pipeline
 
@@ -32,21 +33,14 @@ TITLES = ("tokens", "drawn", "FD (eye)", "precision", "recall", "s for tokens", 
 
 
 class Measure:
-    """Sums of what is measured over the seeds."""
+    """What is measured with each seed."""
 
     def __init__(self, real: FeatureSet):
         self.real, self.rows = real, []
 
     def add(self, pixels: np.ndarray, drawing: float, decoding: float, alike: float) -> None:
-        features = FeatureSet(self.real.network)
-        for first in range(0, len(pixels), 64):
-            features.add(pixels[first : first + 64])
-        shares = set_measures(self.real, features)
-        fd = frechet_distances(self.real.statistics, features)["fd"]
-        count = len(pixels)
-        self.rows.append(
-            (fd, shares["precision"], shares["recall"], drawing / count, decoding / count, alike)
-        )
+        found, count = measures(self.real, pixels), len(pixels)
+        self.rows.append((*found.values(), drawing / count, decoding / count, alike))
 
     def row(self, tokens: int, way: str) -> str:
         fd = [row[0] for row in self.rows]

@@ -28,12 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from eye_judge import auc
 
 from softvq import images
 from softvq.augment import augment
 from softvq.data import open_store
 from softvq.evaluate.features import eye_features
-from softvq.evaluate.judges import RIDGE, logistic
+from softvq.evaluate.judges import RIDGE, folds, logistic
 from softvq.eye import Eye
 from softvq.models import open_tokenizer
 from softvq.pipeline import Pipeline
@@ -74,19 +75,6 @@ def gather(data: Path, groups: str | None, size: tuple[int, int], cache: Path, e
     return Photos(
         paths, np.array(labels), np.array(named), np.concatenate(features), np.concatenate(mirrored)
     )
-
-
-def folds_of(photos: Photos, normal: str, count: int, seed: int) -> np.ndarray:
-    """The fold [N] of each photo: whole groups, those of a class spread evenly."""
-    fold = np.zeros(len(photos.paths), np.int64)
-    random, start = np.random.default_rng(seed), 0
-    kind = {g: max(photos.labels[photos.groups == g], key=lambda c: c != normal)
-            for g in np.unique(photos.groups)}  # fmt: skip
-    for name in sorted(set(kind.values())):
-        for group in random.permutation(sorted(g for g in kind if kind[g] == name)):
-            fold[photos.groups == group] = start % count
-            start += 1
-    return fold
 
 
 def kept(photos: Photos, of: np.ndarray, normal: str, share: float, seed: int) -> np.ndarray:
@@ -138,12 +126,6 @@ def judged(x: np.ndarray, bad: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return ((asked - centre) / spread) @ axes @ weight[:-1] + weight[-1]
 
 
-def auc(scores: np.ndarray, bad: np.ndarray) -> float:
-    """Share of (defective, good) pairs in the right order; a tie counts half."""
-    order = scores[bad][:, None] - scores[~bad][None]
-    return float(((order > 0) + 0.5 * (order == 0)).mean())
-
-
 def mean_auc(scores: np.ndarray, bad: np.ndarray, fold: np.ndarray, rows: np.ndarray) -> float:
     """Of the photos ``rows``, over the folds that have both kinds."""
     found = []
@@ -176,7 +158,8 @@ def main() -> None:
     size = (config.height, config.width)
     photos = gather(args.data, args.groups, size, args.out / "photos", eye)
     bad = photos.labels != args.normal
-    fold = folds_of(photos, args.normal, args.folds, args.seed)
+    strata = np.where(bad, np.unique(photos.labels, return_inverse=True)[1] + 1, 0)
+    fold = folds(photos.groups.tolist(), strata, args.seed, args.folds)
     lengths = [f"train.{key}={value}" for key, value in {
         "images": args.images, "evaluate_every": args.images,
         "checkpoint_every": max(1, args.images // 4)}.items()]  # fmt: skip

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_step import photos_seen
+from generators import measures
 
 from softvq.encoding import Views, write_tokens
-from softvq.evaluate.features import FeatureSet, frechet_distances, set_measures
+from softvq.evaluate.features import FeatureSet
 from softvq.fingerprint import fingerprint
 from softvq.io import write_atomically
 from softvq.models import open_teacher, open_tokenizer
@@ -86,7 +87,7 @@ class Shared:
         )
         shape, device = (1, config.channels), torch.device("cpu")
         seen = views, Views(held_out, 1, recipe.data.flip)
-        self.summary = summaries(out, shape, *seen, device)
+        self.summary = summaries(out / "summaries", shape, *seen, device)
         self.aim = Aim(open_teacher("eye-7x7"), views, out / "teacher")
 
     def task(self, recipe: GeneratorRecipe) -> GeneratorTask:
@@ -126,12 +127,8 @@ def measured(
         pipeline = Pipeline.from_pretrained(folder)
         pipeline.precision = "bf16"
         labels = [i % len(pipeline.classes) for i in range(count)]
-        features = FeatureSet(real.network)
-        for some in pipeline.generate_latents(labels).split(64):
-            features.add(pipeline.decode_uint8(some))
-        shares = set_measures(real, features)
-        fd = frechet_distances(real.statistics, features)["fd"]
-        found = Figures(fd, shares["precision"], shares["recall"], rate)
+        drawn = pipeline.decode_uint8(pipeline.generate_latents(labels))
+        found = Figures(**measures(real, drawn), rate=rate)
         write_atomically(record, json.dumps(asdict(found), indent=2) + "\n")
     return Figures(**json.loads(record.read_text()))
 

@@ -22,7 +22,7 @@ from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import read_tokens
 from softvq.train.generator import Aim, GeneratorTask, make_model, train_generator
-from softvq.train.summaries import principal
+from softvq.train.summaries import principal, summaries
 
 FAMILIES = {
     "sit": ["family=sit"],
@@ -318,8 +318,17 @@ def test_a_generator_learns_and_draws_a_summary_of_its_pictures(tmp_path, tokeni
     lengths = ["train.images=320", "train.log_every=32", "train.evaluate_every=320"]
     chosen = recipe(tokenizer_folder, source, *lengths, "model.summary=1", "contrast=0.05")
     assert train_generator(chosen, tmp_path / "run")
-    kept = load_tensors(tmp_path / "run" / "summaries.safetensors")
-    assert kept["train"].shape[1:] == (1, 16) and kept["val"].shape[1:] == (1, 16)
+    stores = [
+        open_store(source, split, (32, 32), tmp_path / "run" / "photos", margin)
+        for split, margin in (("train", 1.25), ("val", 1.0))
+    ]
+    views = Views(stores[0], 2), Views(stores[1], 1)
+    folder, device = tmp_path / "run" / "summaries", torch.device("cpu")
+    kept = summaries(folder, (1, 16), *views, device)  # those of the run: of no other photos
+    assert [some.shape for some in kept] == [(len(some), 1, 16) for some in views]
+    torch.testing.assert_close(kept[0].square().mean((0, 1)), torch.ones(16), atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="of another teacher or of other photos; delete it"):
+        summaries(folder, (1, 16), views[1], views[0], device)
     pipeline = Pipeline.from_pretrained(tmp_path / "run")
     assert pipeline.generator.config.summary == 1
     assert pipeline.generate_latents(["class0"], steps=2).shape == (1, 8, 16)

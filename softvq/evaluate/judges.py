@@ -62,7 +62,7 @@ class Question:
     located: np.ndarray
 
 
-def folds(groups: list[str], strata: np.ndarray, seed: int) -> np.ndarray:
+def folds(groups: list[str], strata: np.ndarray, seed: int, number: int = FOLDS) -> np.ndarray:
     """The fold [N] of each photo: whole groups, every stratum spread evenly over the folds."""
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
     count = int(index.max()) + 1
@@ -71,7 +71,7 @@ def folds(groups: list[str], strata: np.ndarray, seed: int) -> np.ndarray:
     random, start = np.random.default_rng(seed), 0
     for stratum in np.unique(of):
         some = random.permutation(np.flatnonzero(of == stratum))
-        fold[some] = (start + np.arange(len(some))) % FOLDS
+        fold[some] = (start + np.arange(len(some))) % number
         start += len(some)
     return fold[index]
 

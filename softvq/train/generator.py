@@ -272,8 +272,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
     """Run or continue a recipe in ``folder``. Returns False if it was stopped before its end.
 
     Beside what every run writes: photos/ (decoded), tokens/ (encoded, see ``softvq.tokens``),
-    teacher/ (its features, with alignment.cache), summaries.safetensors (with model.summary), and a
-    pipeline: tokenizer/, generator/ and model_index.json.
+    teacher/ (its features, with alignment.cache), summaries/ (with model.summary), and a pipeline:
+    tokenizer/, generator/ and model_index.json.
     """
     tokenizer = open_tokenizer(recipe.tokenizer)
     if recipe.tokens is not None:
@@ -302,7 +302,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path) -> bool:
             further = getattr(recipe.model, "summary", 0), tokenizer.config.channels
             if further[0]:
                 seen = views, Views(held_out, 1, recipe.data.flip, recipe.train.seed)
-                added = summaries(folder, further, *seen, state.device)
+                added = summaries(folder / "summaries", further, *seen, state.device)
         made_by = fingerprint(tokenizer)
         kept, kept_out = (
             first_tokens(read_tokens(tokens / split, made_by), recipe.tokens)

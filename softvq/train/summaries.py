@@ -5,33 +5,34 @@ the photos differ most, each at unit variance: S tokens of C numbers (REG, Wu et
 the class token of DINOv2 as it is).
 """
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from softvq.encoding import Views
 from softvq.errors import UserError
-from softvq.io import load_tensors, save_tensors
 from softvq.options import BATCH
 from softvq.tokenizer.alignment import EYES, EyeTeacher
+from softvq.train.features import stored_features
 
-STAGE = EYES["eye-7x7"]
 
+class PooledEye(EyeTeacher):
+    """The eye's last map averaged over its places, as the features of one patch."""
 
-def pooled_features(views: Views, device: torch.device) -> Tensor:
-    """Of every view, [N, D]."""
-    teacher = EyeTeacher(STAGE).to(device)
-    pictures: Iterable[Tensor] = DataLoader(views, batch_size=BATCH)
-    with tqdm(total=len(views), desc="summaries", unit="img") as bar:
-        found = []
-        for batch in pictures:
-            found.append(teacher(batch.to(device)).mean(1).cpu())
-            bar.update(len(batch))
-    return torch.cat(found)
+    def __init__(self) -> None:
+        super().__init__(EYES["eye-7x7"])
+
+    def shape(self) -> tuple[int, int]:
+        return 1, super().shape()[1]
+
+    def kind(self) -> list[Any]:
+        return [*super().kind(), "pooled"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).mean(1, keepdim=True)
 
 
 def principal(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -57,14 +58,17 @@ def summaries(
 ) -> tuple[Tensor, Tensor]:
     """Float32 [N, S, C] of each view of either set, for ``shape`` = (S, C).
 
-    Computed once, and kept in ``folder``/summaries.safetensors. UserError as :func:`principal`.
+    The features are computed once and kept in ``folder``. UserError as :func:`principal` and
+    ``stored_features``.
     """
-    path = folder / "summaries.safetensors"
-    if not path.is_file():
-        sets = {"train": train, "val": held_out}
-        found = {name: pooled_features(views, device) for name, views in sets.items()}
-        mean, axes = principal(found["train"], shape[0] * shape[1])
-        drawn = {k: ((x - mean) @ axes).float().unflatten(1, shape) for k, x in found.items()}
-        save_tensors(drawn, path)
-    kept = load_tensors(path)
-    return kept["train"], kept["val"]
+    teacher = PooledEye().to(device)
+
+    def pooled(name: str, views: Views) -> Tensor:
+        pictures = DataLoader(views, batch_size=BATCH)
+        kept = stored_features(folder / name, teacher, views.made_of, len(views), pictures)
+        return torch.from_numpy(kept[:, 0].astype("float32"))
+
+    found = pooled("train", train), pooled("val", held_out)
+    mean, axes = principal(found[0], shape[0] * shape[1])
+    drawn = [((x - mean) @ axes).float().unflatten(1, shape) for x in found]
+    return drawn[0], drawn[1]
