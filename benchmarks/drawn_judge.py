@@ -4,8 +4,9 @@
 
 Photos, of train and val together, fall into --folds by groups, whole. Of each fold's other photos
 all good ones and a share of the defective groups are kept (--shares; the smaller within the
-larger). A generator of a small size learns these alone, draws --per-class pictures of every class
-without near-copies (``softvq.augment``), and judges that learned from
+larger). The shipped generator of many steps goes on with these alone for --images, then draws
+--per-class pictures of every class without near-copies (``softvq.augment``), and judges that
+learned from
 
     real                the kept photos
     real, mirrored      the same with their mirror images: what costs nothing
@@ -41,8 +42,9 @@ from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.train.generator import train_generator
 
-RECIPE = ("model.width=192", "model.heads=3", "model.pyramid=16", "train.batch=32",
-          "data.fit=stretch", "train.ema_halflife=1000")  # fmt: skip
+RECIPE = ("init=shipped-many-step", "train.lr=5e-4", "train.muon_lr=5e-3", "train.batch=16",
+          "data.fit=stretch", "train.ema_halflife=500")  # fmt: skip
+STEPS = 10  # of two evaluations
 RESAMPLED = 1000
 WAYS = ("real", "real, mirrored", "real and drawn", "drawn")
 
@@ -110,8 +112,7 @@ def drawn(
     if not train_generator(recipe, run):
         sys.exit(130)
     pipeline = Pipeline.from_pretrained(run)
-    pipeline.precision = "bf16"
-    augment(pipeline, data, pictures, per_class, batch=per_class)
+    augment(pipeline, data, pictures, per_class, batch=per_class, steps=STEPS)
     files = sorted(pictures.glob("train/*/*.png"))
     seen = np.stack([np.asarray(images.load(path)) for path in files])
     return eye_features(eye, seen), np.array([path.parent.name for path in files])
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--shares", default="0.25,0.5,1", help="of the defective groups")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--per-class", type=int, default=60, help="pictures drawn of each class")
-    parser.add_argument("--images", type=int, default=8000, help="that each generator sees")
+    parser.add_argument("--images", type=int, default=4000, help="that each generator sees")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     eye = Eye.shipped()

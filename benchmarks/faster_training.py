@@ -71,8 +71,8 @@ class Figures:
 class Shared:
     """What all runs learn from, computed once."""
 
-    def __init__(self, data: str, out: Path):
-        recipe = recipe_of(data, ())
+    def __init__(self, data: str, out: Path, options: tuple[str, ...]):
+        recipe = recipe_of(data, options)
         self.tokenizer = open_tokenizer(recipe.tokenizer)
         config = self.tokenizer.config
         self.size = (config.height, config.width)
@@ -125,7 +125,6 @@ def measured(
                 sys.exit(130)
             rate = recipe.train.images / (time.process_time() - started)
         pipeline = Pipeline.from_pretrained(folder)
-        pipeline.precision = "bf16"
         labels = [i % len(pipeline.classes) for i in range(count)]
         drawn = pipeline.decode_uint8(pipeline.generate_latents(labels))
         found = Figures(**measures(real, drawn), rate=rate)
@@ -152,9 +151,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=520, help="pictures drawn by each")
     parser.add_argument("--ways", help="names, with commas (default: all)")
+    parser.add_argument("options", nargs="*", help="KEY=VALUE of the recipe, for every way")
     args = parser.parse_args()
     out = Path(args.out)
-    shared = Shared(args.data, out)
+    shared = Shared(args.data, out, tuple(args.options))
     real = photos_seen(args.data, shared.size, out)
     first = next(iter(WAYS))
     wanted = [first, first, *[way for way in WAYS if way != first]]
@@ -167,7 +167,7 @@ def main() -> None:
         runs = []
         for seed in range(args.seeds):
             options = (
-                *(option.format(half=seen // 2) for option in WAYS[way]),
+                *args.options, *(option.format(half=seen // 2) for option in WAYS[way]),
                 f"train.images={seen}", f"train.seed={seed}", f"train.ema_halflife={seen // 10}",
                 f"train.evaluate_every={seen}", f"train.checkpoint_every={seen // 4}",
             )  # fmt: skip

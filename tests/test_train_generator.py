@@ -14,14 +14,16 @@ from torch.nn import functional as F
 from softvq.data import Positions, open_store
 from softvq.encoding import Views, write_tokens
 from softvq.errors import UserError
+from softvq.generator.config import SiTConfig
 from softvq.generator.flowmap import FlowMap
+from softvq.generator.transformer import SiT
 from softvq.io import load_tensors
 from softvq.models import open_teacher, open_tokenizer
 from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import read_tokens
-from softvq.train.generator import Aim, GeneratorTask, make_model, train_generator
+from softvq.train.generator import Aim, GeneratorTask, make_model, of_classes, train_generator
 from softvq.train.summaries import principal, summaries
 
 FAMILIES = {
@@ -205,10 +207,13 @@ def test_a_sit_becomes_a_generator_of_few_steps(tmp_path, tokenizer_folder):
     assert train_generator(whole, tmp_path / "on")  # and a SiT
 
     others = str(photo_folder(tmp_path / "others", 8, classes=3))
+    whole.data.source = others
+    assert train_generator(whole, tmp_path / "more")  # of one class more
+    assert Pipeline.from_pretrained(tmp_path / "more").classes == ["class0", "class1", "class2"]
     for overrides, message in (
         (["init=null"], "learns from a trained SiT: give --init MODEL, or set few_step.velocity"),
         ([f"init={tmp_path / 'few-data'}"], "start from a SiT that predicts velocities"),
-        ([f"data.source={others}"], "has num_classes 2, and 3 is wanted"),
+        ([f"data.source={others}"], "of class0, class1, class2; give photos of its classes, or"),
         (["tokenizer=shipped"], "has tokens 8, and 64 is wanted"),
         (["few_step.rule=split"], "few_step.rule|'split' is none of"),
         (["model.most_guidance=0.5"], "most_guidance must be 1 or more"),
@@ -216,6 +221,25 @@ def test_a_sit_becomes_a_generator_of_few_steps(tmp_path, tokenizer_folder):
         with pytest.raises(UserError, match=message):
             train_generator(few(*overrides), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_generator_keeps_the_classes_it_knows_and_begins_others_as_none():
+    torch.manual_seed(0)
+    net = SiT(SiTConfig(width=16, depth=1, heads=2, tokens=4, channels=8, num_classes=3))
+    for weight in net.parameters():  # a new one predicts zeros
+        torch.nn.init.normal_(weight, std=0.2)
+    x, t = torch.randn(2, 4, 8), torch.rand(2)
+
+    def drawn(label: int | None) -> torch.Tensor:
+        return net(x, t, None if label is None else torch.full((2,), label))
+
+    with torch.no_grad():
+        known, none = [drawn(i) for i in range(3)], drawn(None)
+        assert not torch.equal(known[2], none)
+        of_classes(net, ["a", "b", "c"], ["c", "new", "a", "b"])
+        for label, expected in enumerate((known[2], none, known[0], known[1], none)):
+            assert torch.equal(drawn(label), expected)
+        assert torch.equal(drawn(None), none) and net.config.num_classes == 4
 
 
 # Alignment of a transformer's states

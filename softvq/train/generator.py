@@ -21,6 +21,7 @@ from softvq.generator.families import GENERATORS
 from softvq.generator.flowmap import FlowMap, check_teacher
 from softvq.generator.objective import Frozen, Learning
 from softvq.generator.transformer import TokenTransformer
+from softvq.layers import LabelEmbedder
 from softvq.models import INDEX, model_folder, open_generator, open_tokenizer, read_classes
 from softvq.models import open_teacher as open_vision_model
 from softvq.options import BATCH
@@ -220,11 +221,24 @@ def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
     return open_vision_model(alignment.teacher, alignment.download)
 
 
+def of_classes(generator: Any, known: list[str], classes: list[str]) -> Any:
+    """A generator that draws ``known`` classes, to draw others: what it knows of a name stays, and
+    a new one begins as the null class, which is what all have in common."""
+    table = generator.y_embedder.embedding_table.weight.data
+    null = len(known)
+    rows = [known.index(name) if name in known else null for name in classes]
+    generator.y_embedder = LabelEmbedder(len(classes), table.shape[1])
+    generator.y_embedder.embedding_table.weight.data = table[[*rows, null]]
+    generator.config = replace(generator.config, num_classes=len(classes))
+    return generator
+
+
 def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]) -> Any:
     """The generator that a recipe starts from, or None; ``recipe.model`` takes its shape.
 
-    Raises UserError if it is of another family, of other tokens or of other classes, and if a
-    teacher is wanted and there is none.
+    Photos of other classes it learns to draw too: see ``of_classes``. Raises UserError if it is of
+    another family or of other tokens, if it is a teacher of other classes or does not name its own,
+    and if a teacher is wanted and there is none.
     """
     taught = recipe.family == "flowmap" and recipe.few_step.velocity == "teacher"
     if recipe.init is None:
@@ -235,6 +249,15 @@ def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]
             )
         return None
     start = open_generator(recipe.init)
+    index = model_folder(recipe.init) / INDEX
+    if index.is_file() and (known := read_classes(index)) != classes:
+        if taught:
+            raise UserError(
+                f"{recipe.init}: draws {', '.join(known[:5])}, and the photos are of "
+                f"{', '.join(classes[:5]) or 'no classes'}; give photos of its classes, or train a "
+                f"SiT on these first: --recipe nested-generator --init {recipe.init}"
+            )
+        start = of_classes(start, known, classes)
     drafts = recipe.family != "flowmap" and getattr(recipe.model, "nested", False)
     for name, value in asdict(start.config).items():
         if hasattr(recipe.model, name) and name != "label_dropout":
@@ -259,12 +282,6 @@ def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]
     learned = start.config.tokenizer
     if learned is not None and learned != fingerprint(tokenizer):
         raise UserError(f"{recipe.init}: learned the tokens of another tokenizer; give its own")
-    index = model_folder(recipe.init) / INDEX
-    if index.is_file() and (known := read_classes(index)) != classes:
-        raise UserError(
-            f"{recipe.init}: draws {', '.join(known[:5])}, and the photos are of "
-            f"{', '.join(classes[:5]) or 'no classes'}; give photos of its classes"
-        )
     return start
 
 
