@@ -271,7 +271,7 @@ class OfSampling:
     """How pictures are drawn. What is not given is as the generator does it by itself."""
 
     steps: Count | None = None
-    """Sampling steps: by default 20, of a few-step generator 4, of a MAR as many as tokens."""
+    """Sampling steps: by default 20, of a few-step generator 2, of a MAR as many as tokens."""
     guidance: Number | None = None
     """Guidance scale; 1 is none."""
     interval: Interval | None = None
@@ -608,7 +608,7 @@ class Cost(Long):
     generator: Folder | None = None
     """Recipe or directory of a generator for tokenizers given alone; by default SiT-XL/1."""
     steps: Count | None = None
-    """Sampling steps: by default 50, of a few-step generator 4; a MAR makes at most one for each
+    """Sampling steps: by default 50, of a few-step generator 2; a MAR makes at most one for each
     token."""
     guidance: Number = 1.5
     """Guidance scale; 1 is none."""

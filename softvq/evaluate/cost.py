@@ -32,7 +32,7 @@ GeneratorConfig = TransformerConfig | MARConfig
 NETWORKS: dict[type, type[nn.Module]] = {
     family.config: family.network for family in GENERATORS.values()
 }
-USUAL, USUAL_FEW = 50, 4  # sampling steps, of generators of many and of few
+USUAL, USUAL_FEW = 50, 2  # sampling steps, of generators of many and of few
 HIDDEN = 0.87  # of the tokens, on average, in a training step of MAR: see ``mar.draw_hidden``
 
 

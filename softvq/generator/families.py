@@ -193,7 +193,7 @@ def flow_map_sample(
     network: FlowMap,
     streams: NoiseStreams,
     y: Tensor | None,
-    steps: int = 4,
+    steps: int = 2,
     guidance: float | Tensor | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
     sampler: str = "flow_map",
