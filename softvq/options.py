@@ -374,8 +374,8 @@ class TrainGenerator(Training):
     tokenizer: Folder | None = None
     """Directory of a trained tokenizer, or 'shipped'; by default --init's, or the recipe's."""
     init: Folder | None = None
-    """Directory of a generator to start from, or 'shipped-many-step': with --recipe few-step the
-    SiT that becomes one of few steps."""
+    """Directory of a generator to start from, or 'shipped-many-step'; it learns classes that it
+    does not know. With --recipe few-step: the SiT that becomes one of few steps."""
 
 
 @dataclass(kw_only=True)
