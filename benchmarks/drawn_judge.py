@@ -10,6 +10,7 @@ learned from
 
     real                the kept photos
     real, mirrored      the same with their mirror images: what costs nothing
+    real, repeated      the same, of every class as many as with the drawn pictures: likewise
     real and drawn      the same with the drawn pictures
     drawn               the pictures alone
 
@@ -46,7 +47,7 @@ RECIPE = ("init=shipped-many-step", "train.lr=5e-4", "train.muon_lr=5e-3", "trai
           "data.fit=stretch", "train.ema_halflife=500")  # fmt: skip
 STEPS = 10  # of two evaluations
 RESAMPLED = 1000
-WAYS = ("real", "real, mirrored", "real and drawn", "drawn")
+WAYS = ("real", "real, mirrored", "real, repeated", "real and drawn", "drawn")
 
 
 @dataclass
@@ -118,6 +119,12 @@ def drawn(
     return eye_features(eye, seen), np.array([path.parent.name for path in files])
 
 
+def repeated(own: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Rows of the labels ``own``, so often that there are as many of each as with ``more``."""
+    counts = [(np.flatnonzero(own == name), (more == name).sum()) for name in np.unique(own)]
+    return np.concatenate([np.resize(rows, len(rows) + count) for rows, count in counts])
+
+
 def judged(x: np.ndarray, bad: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Scores of ``asked`` by a regression on x; features standardised by x, in its directions."""
     centre, spread = x.mean(0), (x.std(0) + 1e-3) * np.sqrt(x.shape[1])
@@ -185,10 +192,12 @@ def main() -> None:
             more, labels = drawn(photos, of, place, options, args.per_class, eye)
             own, told = photos.features[of], bad[of]
             new = labels != args.normal
+            again = repeated(photos.labels[of], labels)
             sets = {
                 "real": (own, told),
                 "real, mirrored": (np.concatenate([own, photos.mirrored[of]]),
                                    np.concatenate([told, told])),
+                "real, repeated": (own[again], told[again]),
                 "real and drawn": (np.concatenate([own, more]), np.concatenate([told, new])),
                 "drawn": (more, new),
             }  # fmt: skip

@@ -49,9 +49,9 @@ WAYS: dict[str, tuple[str, ...]] = {
     "value residual": ("model.value_residual=true",),
     "time shift 2": ("model.time_shift=2",),
     "time shift 0.5": ("model.time_shift=0.5",),
-    "contrastive, 0.05": ("contrast=0.05",),
+    "contrastive 0.05": ("contrast=0.05",),
     "alignment (REPA)": ALIGNED,
-    "alignment, first half": (*ALIGNED, "alignment.images={half}"),
+    "alignment in the first half": (*ALIGNED, "alignment.images={half}"),
     "summary (REG)": ("model.summary=1",),
     "summary and alignment (REG)": ("model.summary=1", *ALIGNED),
 }
