@@ -33,7 +33,7 @@ import numpy as np
 from eye_judge import auc
 
 from softvq import images
-from softvq.augment import augment
+from softvq.augment import TABLE, augment
 from softvq.data import open_store
 from softvq.evaluate.features import eye_features
 from softvq.evaluate.judges import RIDGE, folds, logistic
@@ -113,7 +113,8 @@ def drawn(
     if not train_generator(recipe, run):
         sys.exit(130)
     pipeline = Pipeline.from_pretrained(run)
-    augment(pipeline, data, pictures, per_class, batch=per_class, steps=STEPS)
+    if not (pictures / TABLE).is_file():
+        augment(pipeline, data, pictures, per_class, batch=per_class, steps=STEPS)
     files = sorted(pictures.glob("train/*/*.png"))
     seen = np.stack([np.asarray(images.load(path)) for path in files])
     return eye_features(eye, seen), np.array([path.parent.name for path in files])
