@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from contract import small
 from PIL import Image
 
 from softvq.cli import main
 from softvq.errors import UserError
 from softvq.serve.monitor import monitor
+from softvq.tokenizer import Tokenizer
 
 
 def write(folder, count: int, seed: int, light: float = 1.0) -> None:
@@ -31,10 +34,13 @@ def photos(tmp_path_factory):
 
 
 def test_a_change_is_found_on_its_day_and_told(photos, tmp_path, capsys):
-    out = tmp_path / "drift"
+    torch.manual_seed(0)
+    model, out = tmp_path / "model", tmp_path / "drift"
+    quick = {"network": "spectral", "nested": True, "refine_width": 8, "refine_depth": 1}
+    Tokenizer(small(height=64, width=64, patch=8, tokens=16, **quick)).save_pretrained(model)
     command = [
         "monitor", "--reference", str(photos / "good"), "--data", str(photos / "dates"),
-        "--out", str(out), "--window", "20", "--stride", "10", "--false-alarms", "200",
+        "--model", str(model), "--out", str(out), "--window", "20", "--stride", "10", "--false-alarms", "200",
         "--precision", "fp32",
     ]  # fmt: skip
     assert main(command) == 0
