@@ -40,8 +40,8 @@ def test_a_change_is_found_on_its_day_and_told(photos, tmp_path, capsys):
     Tokenizer(small(height=64, width=64, patch=8, tokens=16, **quick)).save_pretrained(model)
     command = [
         "monitor", "--reference", str(photos / "good"), "--data", str(photos / "dates"),
-        "--model", str(model), "--out", str(out), "--window", "20", "--stride", "10", "--false-alarms", "200",
-        "--precision", "fp32",
+        "--model", str(model), "--out", str(out), "--window", "20", "--stride", "10",
+        "--false-alarms", "200", "--precision", "fp32",
     ]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr().out

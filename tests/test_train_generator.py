@@ -213,6 +213,7 @@ def test_a_sit_becomes_a_generator_of_few_steps(tmp_path, tokenizer_folder):
     for overrides, message in (
         (["init=null"], "learns from a trained SiT: give --init MODEL, or set few_step.velocity"),
         ([f"init={tmp_path / 'few-data'}"], "start from a SiT that predicts velocities"),
+        ([f"init={tmp_path / 'few-data'}", f"data.source={others}"], "start from a SiT"),
         ([f"data.source={others}"], "of class0, class1, class2; give photos of its classes, or"),
         (["tokenizer=shipped"], "has tokens 8, and 64 is wanted"),
         (["few_step.rule=split"], "few_step.rule|'split' is none of"),
@@ -240,6 +241,8 @@ def test_a_generator_keeps_the_classes_it_knows_and_begins_others_as_none():
         for label, expected in enumerate((known[2], none, known[0], known[1], none)):
             assert torch.equal(drawn(label), expected)
         assert torch.equal(drawn(None), none) and net.config.num_classes == 4
+    with pytest.raises(UserError, match="1 class names for 4 classes"):
+        of_classes(net, ["a"], ["b"])
 
 
 # Alignment of a transformer's states

@@ -223,9 +223,12 @@ def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
 
 def of_classes(generator: Any, known: list[str], classes: list[str]) -> Any:
     """A generator that draws ``known`` classes, to draw others: what it knows of a name stays, and
-    a new one begins as the null class, which is what all have in common."""
+    a new one begins as the null class, which is what all have in common. Raises UserError if it has
+    not as many classes as ``known``."""
     table = generator.y_embedder.embedding_table.weight.data
-    null = len(known)
+    null = generator.config.num_classes
+    if len(known) != null:
+        raise UserError(f"{INDEX}: {len(known)} class names for {null} classes")
     rows = [known.index(name) if name in known else null for name in classes]
     generator.y_embedder = LabelEmbedder(len(classes), table.shape[1])
     generator.y_embedder.embedding_table.weight.data = table[[*rows, null]]
@@ -251,7 +254,7 @@ def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]
     start = open_generator(recipe.init)
     index = model_folder(recipe.init) / INDEX
     if index.is_file() and (known := read_classes(index)) != classes:
-        if taught:
+        if taught and not isinstance(start, FlowMap):
             raise UserError(
                 f"{recipe.init}: draws {', '.join(known[:5])}, and the photos are of "
                 f"{', '.join(classes[:5]) or 'no classes'}; give photos of its classes, or train a "
