@@ -156,9 +156,14 @@ def test_a_generators_file_takes_any_batch(tmp_path, kind):
     import onnx
 
     _quantise(tmp_path / "generator.onnx")
-    done = [node.op_type for node in onnx.load(tmp_path / "generator.onnx").graph.node]
+    graph = onnx.load(tmp_path / "generator.onnx").graph
+    done = [node.op_type for node in graph.node]
     layers = sum(isinstance(module, torch.nn.Linear) for module in made.modules())
     assert sum("MatMulInteger" in kind for kind in done) == layers
+    int8 = onnx.TensorProto.INT8
+    kept = [onnx.numpy_helper.to_array(one) for one in graph.initializer if one.data_type == int8]
+    assert sum(one.ndim == 2 for one in kept) >= layers
+    assert max(np.abs(one.astype(int)).max() for one in kept) <= 64  # no sum of two overflows
     found = verify.open_onnx(tmp_path / "generator.onnx")(**given)
     assert 1e-4 < np.abs(found - wanted).max() / np.abs(wanted).max() < 0.1
 

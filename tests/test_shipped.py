@@ -120,7 +120,7 @@ def test_the_one_of_many_steps_is_known_by_name(capsys, tmp_path):
     assert "SiT" in capsys.readouterr().out
     assert cli.main(["cost", "shipped-many-step", "shipped"]) == 0
     row = next(x for x in capsys.readouterr().out.splitlines() if "in steps" in x)
-    assert row.split()[2:4] == ["50", "4"]
+    assert row.split()[2:4] == ["50", "2"]
     command = ["generate", "--model", "shipped-many-step", "--steps", "1", "--count", "1"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
 
