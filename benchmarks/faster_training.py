@@ -71,8 +71,8 @@ class Figures:
 class Shared:
     """What all runs learn from, computed once."""
 
-    def __init__(self, data: str, out: Path, options: tuple[str, ...]):
-        recipe = recipe_of(data, options)
+    def __init__(self, data: str, out: Path):
+        recipe = recipe_of(data, ())
         self.tokenizer = open_tokenizer(recipe.tokenizer)
         config = self.tokenizer.config
         self.size = (config.height, config.width)
@@ -153,10 +153,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=260, help="pictures drawn by each")
     parser.add_argument("--ways", help="names, with commas (default: all)")
-    parser.add_argument("options", nargs="*", help="KEY=VALUE of the recipe, for every way")
     args = parser.parse_args()
     out = Path(args.out)
-    shared = Shared(args.data, out, tuple(args.options))
+    shared = Shared(args.data, out)
     real = photos_seen(args.data, shared.size, out)
     first = next(iter(WAYS))
     wanted = [first, first, *[way for way in WAYS if way != first]]
@@ -169,7 +168,7 @@ def main() -> None:
         runs = []
         for seed in range(args.seeds):
             options = (
-                *args.options, *(option.format(half=seen // 2) for option in WAYS[way]),
+                *(option.format(half=seen // 2) for option in WAYS[way]),
                 f"train.images={seen}", f"train.seed={seed}", f"train.ema_halflife={seen // 10}",
                 f"train.evaluate_every={seen}", f"train.checkpoint_every={seen // 4}",
             )  # fmt: skip

@@ -23,7 +23,7 @@ from softvq.pipeline import Pipeline
 from softvq.recipe import GeneratorRecipe, load_recipe
 from softvq.tokenizer import Tokenizer
 from softvq.tokens import read_tokens
-from softvq.train.generator import Aim, GeneratorTask, make_model, of_classes, train_generator
+from softvq.train.generator import Aim, GeneratorTask, make_model, set_classes, train_generator
 from softvq.train.summaries import principal, summaries
 
 FAMILIES = {
@@ -237,12 +237,12 @@ def test_a_generator_keeps_the_classes_it_knows_and_begins_others_as_none():
     with torch.no_grad():
         known, none = [drawn(i) for i in range(3)], drawn(None)
         assert not torch.equal(known[2], none)
-        of_classes(net, ["a", "b", "c"], ["c", "new", "a", "b"])
+        set_classes(net, ["a", "b", "c"], ["c", "new", "a", "b"])
         for label, expected in enumerate((known[2], none, known[0], known[1], none)):
             assert torch.equal(drawn(label), expected)
         assert torch.equal(drawn(None), none) and net.config.num_classes == 4
     with pytest.raises(UserError, match="1 class names for 4 classes"):
-        of_classes(net, ["a"], ["b"])
+        set_classes(net, ["a"], ["b"])
 
 
 # Alignment of a transformer's states

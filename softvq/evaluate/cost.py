@@ -32,7 +32,7 @@ GeneratorConfig = TransformerConfig | MARConfig
 NETWORKS: dict[type, type[nn.Module]] = {
     family.config: family.network for family in GENERATORS.values()
 }
-USUAL, USUAL_FEW = 50, 2  # sampling steps, of generators of many and of few
+USUAL = 50  # sampling steps of generators of many, as papers count them
 HIDDEN = 0.87  # of the tokens, on average, in a training step of MAR: see ``mar.draw_hidden``
 
 
@@ -189,7 +189,8 @@ def sampling_steps(config: GeneratorConfig, steps: int | None) -> int:
     """How many of ``steps`` a generator can make: a MAR draws a token or more in each. None is
     usual."""
     if steps is None:
-        steps = USUAL_FEW if isinstance(config, FlowMapConfig) else USUAL
+        few = isinstance(config, FlowMapConfig)
+        steps = int(GENERATORS["flowmap"].options["steps"]) if few else USUAL
     return min(steps, config.tokens) if isinstance(config, MARConfig) else steps
 
 

@@ -221,10 +221,10 @@ def open_teacher(alignment: HiddenAlignmentConfig) -> Teacher | None:
     return open_vision_model(alignment.teacher, alignment.download)
 
 
-def of_classes(generator: Any, known: list[str], classes: list[str]) -> Any:
-    """A generator that draws ``known`` classes, to draw others: what it knows of a name stays, and
-    a new one begins as the null class, which is what all have in common. Raises UserError if it has
-    not as many classes as ``known``."""
+def set_classes(generator: Any, known: list[str], classes: list[str]) -> None:
+    """Make a generator of ``known`` classes one of others, in place: what it knows of a name stays,
+    and a new one begins as the null class, which is what all have in common. Raises UserError if it
+    has not as many classes as ``known``."""
     table = generator.y_embedder.embedding_table.weight.data
     null = generator.config.num_classes
     if len(known) != null:
@@ -233,15 +233,14 @@ def of_classes(generator: Any, known: list[str], classes: list[str]) -> Any:
     generator.y_embedder = LabelEmbedder(len(classes), table.shape[1])
     generator.y_embedder.embedding_table.weight.data = table[[*rows, null]]
     generator.config = replace(generator.config, num_classes=len(classes))
-    return generator
 
 
 def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]) -> Any:
     """The generator that a recipe starts from, or None; ``recipe.model`` takes its shape.
 
-    Photos of other classes it learns to draw too: see ``of_classes``. Raises UserError if it is of
-    another family or of other tokens, if it is a teacher of other classes or does not name its own,
-    and if a teacher is wanted and there is none.
+    Of photos of other classes it learns these: see ``set_classes``. Raises UserError if it is of
+    another family or of other tokens, if it is a teacher of other classes, if it names no classes
+    and has another number of them, and if a teacher is wanted and there is none.
     """
     taught = recipe.family == "flowmap" and recipe.few_step.velocity == "teacher"
     if recipe.init is None:
@@ -260,7 +259,7 @@ def open_start(recipe: GeneratorRecipe, tokenizer: Tokenizer, classes: list[str]
                 f"{', '.join(classes[:5]) or 'no classes'}; give photos of its classes, or train a "
                 f"SiT on these first: --recipe nested-generator --init {recipe.init}"
             )
-        start = of_classes(start, known, classes)
+        set_classes(start, known, classes)
     drafts = recipe.family != "flowmap" and getattr(recipe.model, "nested", False)
     for name, value in asdict(start.config).items():
         if hasattr(recipe.model, name) and name != "label_dropout":
